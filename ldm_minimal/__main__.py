@@ -1,0 +1,303 @@
+"""The command line: python -m ldm_minimal {train, sample, reconstruct, evaluate, classic, info, bench}.
+
+Exit codes: 0 done, 1 it failed (data, checkpoint, disk, divergence), 2 the call was wrong, 130 interrupted.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from . import __version__, data, plot
+from .checkpoint import CheckpointError, load_json, save_json
+from .options import add_options, chosen
+from .pipeline import NETS, WEIGHTS, LatentDiffusion, SampleConfig, config_from
+from .precision import PRECISIONS, pick_device, pick_precision
+from .train import Diverged
+
+CLASSIC = SampleConfig(steps=50, guidance=1.25)
+FAILURES = (data.DataError, CheckpointError, Diverged, OSError)
+
+
+def parser() -> argparse.ArgumentParser:
+    from .run import PRESETS, SECTIONS, STAGES, RunConfig
+
+    main = argparse.ArgumentParser(prog="python -m ldm_minimal", description="Latent diffusion on Fashion-MNIST, from scratch.")
+    main.add_argument("--version", action="version", version=f"ldm_minimal {__version__}, torch {torch.__version__}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, model: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+                                  if False else argparse.HelpFormatter)
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+        sub.add_argument("--precision", default="auto", choices=PRECISIONS, help="number format of the networks (default: auto)")
+        if model:
+            sub.add_argument("--model", default="unet", metavar="MODEL",
+                             help=f"a run folder, a model's JSON file, or a model that ships: {', '.join(NETS)} (default: unet)")
+        return sub
+
+    sub = command("train", "train a complete latent diffusion model, or one stage of it")
+    sub.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES), help="what to train (default: all)")
+    sub.add_argument("--preset", choices=tuple(PRESETS), help="budget (default: t4 on a GPU, cpu elsewhere); flags below change single values of it")
+    sub.add_argument("--out", type=Path, help="run folder (default: the next free runs/DATASET-PRESET)")
+    sub.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the latest unfinished one")
+    sub.add_argument("--vae-from", type=Path, metavar="PATH", help="take the autoencoder from this run folder or model JSON instead of training one")
+    sub.add_argument("--compile", action="store_true", help="use torch.compile for the denoiser where it works")
+    add_options(sub, RunConfig)
+    for prefix, section in SECTIONS.items():
+        add_options(sub, type(getattr(RunConfig(), section)), prefix)
+
+    sub = command("sample", "draw images of the classes asked for", model=True)
+    sub.add_argument("classes", nargs="*", metavar="CLASS", help="names or numbers; all ten if none is given")
+    sub.add_argument("--n", type=int, default=8, help="images per class (default: 8)")
+    sub.add_argument("--out", type=Path, default=Path("samples.png"), help="grid to write, PNG (default: samples.png)")
+    sub.add_argument("--npz", type=Path, help="also write the images (uint8) and labels here")
+    add_options(sub, SampleConfig)
+
+    sub = command("reconstruct", "encode and decode test images; prints PSNR and SSIM", model=True)
+    sub.add_argument("--n", type=int, default=20, help="images to show (default: 20)")
+    sub.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="grid to write, PNG (default: reconstructions.png)")
+
+    sub = command("evaluate", "the whole table of metrics, with floor, ceiling and noise", model=True)
+    sub.add_argument("--n", type=int, default=10_000, help="images of each kind (default: 10000)")
+    sub.add_argument("--inception", action="store_true", help="add the Inception FID (needs the extra `inception`; minutes to hours on a CPU)")
+    sub.add_argument("--out", type=Path, default=Path("metrics.json"), help="where to write it all (default: metrics.json)")
+    add_options(sub, SampleConfig)
+
+    sub = command("classic", "the classic form of the exercise: 512 samples at guidance 1.25, a gallery by class, the PSNR beside it", model=True)
+    sub.add_argument("--n", type=int, default=512, help="samples (default: 512)")
+    sub.add_argument("--out", type=Path, default=Path("classic"), help="folder for gallery.png and metrics.json (default: classic)")
+    add_options(sub, SampleConfig)
+    sub.set_defaults(base=CLASSIC)
+
+    command("info", "what this machine has: versions, device, precision and why, data and where, minutes to expect")
+
+    sub = command("bench", "measure speed here: training, sampling, latent against pixels, share of the machine's peak")
+    sub.add_argument("--seconds", type=float, default=2.0, help="time for each measurement (default: 2)")
+    sub.add_argument("--out", type=Path, help="also write the table as JSON here")
+    return main
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    commands = {"train": run_train, "sample": run_sample, "reconstruct": run_reconstruct, "evaluate": run_evaluate,
+                "classic": run_classic, "info": run_info, "bench": run_bench}
+    try:
+        return commands[args.command](args) or 0
+    except FAILURES as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 2 if isinstance(error, FileExistsError) else 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+def machine(args) -> tuple[torch.device, str]:
+    device = pick_device(args.device)
+    return device, pick_precision(device, args.precision)[0]
+
+
+def load_model(args) -> LatentDiffusion:
+    """The model that --model names: one that ships by its name, else a path."""
+    device, precision = machine(args)
+    known = args.model in NETS and not Path(args.model).exists()
+    model = LatentDiffusion.pretrained(args.model) if known else LatentDiffusion.load(args.model)
+    return model.to(device, precision)
+
+
+def positive(n: int, name: str = "n") -> int:
+    if n < 1:
+        raise ValueError(f"{name} must be at least 1, got {n}")
+    return n
+
+
+def free_folder(dataset: str, preset: str) -> Path:
+    """runs/DATASET-PRESET, or with the next number behind it: nothing is ever overwritten."""
+    folder, number = Path("runs") / f"{dataset}-{preset}", 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{dataset}-{preset}-{number}"
+    return folder
+
+
+def latest_unfinished() -> Path:
+    """The run in runs/ that was written to last and has no metrics yet."""
+    candidates = [p.parent for p in Path("runs").glob("*/config.json") if not (p.parent / "metrics.json").exists()]
+    if not candidates:
+        raise ValueError("no unfinished run in runs/: name one with --out, or start one without --resume")
+    return max(candidates, key=lambda folder: max(p.stat().st_mtime for p in folder.iterdir()))
+
+
+def run_train(args) -> int:
+    from .run import PRESETS, SECTIONS, Interrupted, Run, RunConfig, default_preset, summary
+
+    device, precision = machine(args)
+    if args.resume:
+        folder = args.out or latest_unfinished()
+        known = load_json(folder / "config.json")
+        config, preset = read_config(known["config"], folder), known["preset"]
+        if args.precision == "auto":
+            precision = known["precision"]
+        print(f"resuming   {folder}")
+    else:
+        preset = args.preset or default_preset(device)
+        config = chosen(PRESETS[preset], args)
+        config = replace(config, **{section: chosen(getattr(config, section), args, prefix) for prefix, section in SECTIONS.items()})
+        folder = args.out or free_folder(config.dataset, preset)
+    print(f"run        {folder} (preset {preset}, {device}, {pick_precision(device, precision)[0]})")
+    run = Run(folder, config, device, precision, args.compile)
+    if not args.resume:
+        run.start(preset, " ".join(["python", "-m", "ldm_minimal", *map(shlex.quote, sys.argv[1:])]))
+    try:
+        if args.stage == "vae":
+            run.train_vae()
+        elif args.stage == "classifier":
+            run.train_classifier()
+        elif args.stage == "denoiser":
+            from .run import load_vae
+
+            run.train_denoiser(load_vae(args.vae_from or WEIGHTS / "unet.json").to(device))
+        else:
+            print("\n" + summary(run.all(args.vae_from), folder))
+    except (Interrupted, KeyboardInterrupt):
+        print(f"\nstopped; go on with: python -m ldm_minimal train {args.stage} --resume --out {folder}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def read_config(known: dict, folder: Path):
+    """config.json's "config" -> RunConfig, strictly."""
+    from .run import SECTIONS, RunConfig
+
+    sections = {name: type(getattr(RunConfig(), name)) for name in known if name in [*SECTIONS.values(), "classifier"]}
+    whole = known | {name: config_from(kind, known[name], str(folder / "config.json")) for name, kind in sections.items()}
+    return config_from(RunConfig, whole, str(folder / "config.json"))
+
+
+def sample_config(args) -> SampleConfig:
+    config = chosen(getattr(args, "base", SampleConfig()), args)
+    if len(config.interval) != 2:
+        raise ValueError(f"the guidance interval takes two numbers, got {len(config.interval)}")
+    return config
+
+
+def run_sample(args) -> int:
+    import numpy as np
+
+    from .run import bar, describe
+
+    model, config = load_model(args), sample_config(args)
+    ids = data.class_ids(args.classes or list(model.classes), model.dataset)
+    labels = ids.repeat_interleave(positive(args.n))
+    with bar(len(labels), "samples", "image") as progress:
+        x = model.sample(labels, config.steps, config.guidance, config.solver, config.seed, config.interval, config.spacing, progress=progress.update)
+    names = [model.classes[i] for i in ids]
+    plot.save_figure(plot.image_grid(x, len(ids), names, title=describe(config)), args.out)
+    print(f"wrote {args.out}")
+    if args.npz:
+        from .checkpoint import atomic
+
+        with atomic(args.npz) as part, open(part, "wb") as file:
+            np.savez_compressed(file, images=data.to_uint8(x).numpy(), labels=labels.numpy(), classes=np.array(model.classes))
+        print(f"wrote {args.npz}")
+    return 0
+
+
+def run_reconstruct(args) -> int:
+    from .evaluate import balanced, reconstruction_quality
+
+    model, test = load_model(args), None
+    test = data.load(model.dataset, "test")
+    rebuilt, quality = reconstruction_quality(model, test.images)
+    rows = balanced(test.labels, min(positive(args.n), len(test)))
+    pairs = torch.cat([test.images[rows], rebuilt[rows]])
+    plot.save_figure(plot.image_grid(pairs, 2, ("image", "rebuilt")), args.out)
+    print(f"{len(test)} test images: PSNR {quality['psnr_db']:.2f} dB, SSIM {quality['ssim']:.4f}\nwrote {args.out}")
+    return 0
+
+
+def run_evaluate(args) -> int:
+    from .evaluate import as_table, evaluate
+    from .pipeline import load_classifier
+    from .run import bar
+
+    model, config = load_model(args), sample_config(args)
+    extra = None
+    if args.inception:
+        from .inception import inception_features as extra
+    train, test = (data.load(model.dataset, split) for split in ("train", "test"))
+    own = Path(args.model) / f"classifier-{model.dataset}.json"
+    classifier = load_classifier(own if own.is_file() else WEIGHTS / own.name).to(model.device)
+    n = min(positive(args.n), len(test))
+    with bar(n, "samples", "image") as progress:
+        result = evaluate(model, classifier, train, test, n, config, extra, progress.update)
+    save_json(args.out, result | {"model": args.model})
+    print(as_table(result))
+    print(f"\nreconstruction PSNR {result['reconstruction']['psnr_db']:.2f} dB, SSIM {result['reconstruction']['ssim']:.4f}; "
+          f"memorisation ratio {result['memorisation']:.3f}; {result['sampling']['images_per_second']:.0f} images/s\n"
+          f"classes found: {', '.join(f'{k} {v}' for k, v in result['classes_found'].items())}\nwrote {args.out}")
+    return 0
+
+
+def run_classic(args) -> int:
+    from .evaluate import draw, reconstruction_quality
+    from .run import bar, describe
+
+    model, config = load_model(args), sample_config(args)
+    with bar(positive(args.n), "samples", "image") as progress:
+        samples, labels, cost = draw(model, args.n, config, progress.update)
+    order = labels.argsort(stable=True)
+    _, quality = reconstruction_quality(model, data.load(model.dataset, "test").images)
+    columns = -(-args.n // len(model.classes))
+    sheet = torch.zeros(len(model.classes), columns, *samples.shape[1:], dtype=torch.uint8)
+    for c in range(len(model.classes)):
+        mine = samples[labels == c]
+        sheet[c, : len(mine)] = mine
+    plot.save_figure(plot.image_grid(sheet.flatten(0, 1), len(model.classes), model.classes, title=describe(config)), args.out / "gallery.png")
+    record = {"n": args.n, "sampler": config.__dict__, "reconstruction": quality, "sampling": cost, "model": args.model,
+              "per_class": labels[order].bincount(minlength=len(model.classes)).tolist(), "latent_scale": model.scale}
+    save_json(args.out / "metrics.json", record)
+    print(f"{args.n} samples in {cost['seconds']:.1f} s; reconstruction PSNR {quality['psnr_db']:.2f} dB\n"
+          f"wrote {args.out}/gallery.png and {args.out}/metrics.json")
+    return 0
+
+
+def run_info(args) -> int:
+    from .bench import minutes_to_expect
+    from .run import default_preset, device_name, versions
+
+    device = pick_device(args.device)
+    precision, reason = pick_precision(device, args.precision)
+    rows = versions() | {"device": device_name(device), "precision": f"{precision}: {reason}", "preset": default_preset(device)}
+    for name in data.CLASSES:
+        try:
+            rows[f"data, {name}"] = data.find(name, download=False)[1]
+        except data.DataError:
+            rows[f"data, {name}"] = "not on this machine; would be downloaded"
+    rows["minutes for `train`"] = minutes_to_expect(device, precision)
+    for name, value in rows.items():
+        print(f"{name:22} {value}")
+    return 0
+
+
+def run_bench(args) -> int:
+    from .bench import bench
+
+    device, precision = machine(args)
+    result = bench(device, precision, args.seconds)
+    if args.out:
+        save_json(args.out, result)
+        print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Fashion-MNIST and MNIST as uint8 tensors in memory, and batches as a function of (seed, step).
+
+60,000 + 10,000 images of 28 x 28 fit into 55 MB, so there is no loader, no worker and no queue: a batch is an index.
+The network sees x / 127.5 - 1 in [-1, 1]; to_uint8 is its inverse and rounds.
+
+The four files are looked for in this order: the folder $LDM_DATA; data/ in the project; the system's
+/usr/share/datasets; torchvision's download. If there is none, Fashion-MNIST falls back to the subset that ships with the
+package (the first 1,000 training and 200 test images of each class). Every file's checksum is verified.
+"""
+
+import gzip
+import hashlib
+import os
+import socket
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+CLASSES = {
+    "fashion-mnist": ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    "mnist": tuple("0123456789"),
+}
+FILES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+         "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")}
+SOURCES = {"fashion-mnist": datasets.FashionMNIST, "mnist": datasets.MNIST}  # torchvision's addresses and MD5 sums
+ASSETS = Path(__file__).parent / "assets"
+
+# SHA-256 of the unpacked contents: repacked copies (Debian's, for one) have other gzip files around the same bytes.
+CONTENTS = {
+    "fashion-mnist": {
+        "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+    "mnist": {},
+}
+SUBSET = {
+    "train-images-idx3-ubyte.gz": "d33512cfdc636a0d8972818e6659995be209a88891df7fa2109d7895922c8985",
+    "train-labels-idx1-ubyte.gz": "620cb8e3b9348037c5ff9a07b02d773ab165330e072dfd19e0d21c59f8042dcf",
+    "t10k-images-idx3-ubyte.gz": "15a92dd1e9b16ea361928086e77df4dfa890c255c00b5a8c8162c1040ce8eef1",
+    "t10k-labels-idx1-ubyte.gz": "234596aeb6eb48133ec99a62541f90bc0728c9559a681f1e0638037462458f2c",
+}
+
+
+class DataError(ValueError):
+    """A data file is missing, truncated or altered; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """images (N, 1, 28, 28) uint8, labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+    name: str
+    split: str
+    source: str  # where it was found, in words
+    sha256: str  # of the images' bytes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASSES[self.name]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load(name: str = "fashion-mnist", split: str = "train", download: bool = True) -> Dataset:
+    """Read one split from the first place that has it; ValueError for an unknown name, DataError for a bad file."""
+    if name not in CLASSES or split not in FILES:
+        raise ValueError(f"unknown data set or split {name!r}, {split!r}: choose from {', '.join(CLASSES)}; train, test")
+    folder, source = find(name, download)
+    image_file, label_file = (read(folder / file, name) for file in FILES[split])
+    images = torch.from_numpy(image_file).unsqueeze(1)  # (N, 1, 28, 28)
+    return Dataset(images, torch.from_numpy(label_file).long(), name, split, source,
+                   hashlib.sha256(image_file.tobytes()).hexdigest())
+
+
+def find(name: str, download: bool = True) -> tuple[Path, str]:
+    """(folder that holds the four files, in words where that is)."""
+    wanted = [file for files in FILES.values() for file in files]
+
+    def holds(folder: Path) -> bool:
+        return all((folder / file).is_file() for file in wanted)
+
+    if chosen := os.environ.get("LDM_DATA"):
+        for folder in (Path(chosen), Path(chosen) / name):
+            if holds(folder):
+                return folder, f"LDM_DATA, {folder}"
+        raise DataError(f"LDM_DATA is {chosen}, but {name} is not there: expected {', '.join(wanted)} "
+                        f"in it or in {name}/ below it. Put them there, or unset LDM_DATA.")
+    cache = cache_folder() / name
+    for folder, source in ((cache, f"{cache}"), (Path("/usr/share/datasets") / name, f"the system, /usr/share/datasets/{name}")):
+        if holds(folder):
+            return folder, source
+    if download and fetch(name, cache):
+        return cache, f"{cache}"
+    if name == "fashion-mnist":
+        return ASSETS / "fashion-mnist-subset", "the bundled subset: 10,000 training and 2,000 test images (no full copy found)"
+    raise DataError(f"{name} was not found and could not be downloaded. Put {', '.join(wanted)} into {cache}, "
+                    f"or set LDM_DATA to the folder that holds them.")
+
+
+def cache_folder() -> Path:
+    """data/ beside the package in a clone of the project, else a folder in the user's cache."""
+    project = Path(__file__).parent.parent
+    return project / "data" if (project / "pyproject.toml").is_file() else Path.home() / ".cache" / "ldm_minimal"
+
+
+def fetch(name: str, folder: Path) -> bool:
+    """Download the four files with torchvision; False when there is no network or nowhere to write."""
+    timeout, source = socket.getdefaulttimeout(), SOURCES[name]
+    socket.setdefaulttimeout(10)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, md5 in source.resources:
+            for mirror in source.mirrors:
+                try:
+                    datasets.utils.download_url(mirror + file, str(folder), file, md5)
+                    break
+                except (OSError, RuntimeError):
+                    (folder / file).unlink(missing_ok=True)
+            else:
+                return False
+        return True
+    except OSError:
+        return False
+    finally:
+        socket.setdefaulttimeout(timeout)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def read(path: Path, name: str) -> np.ndarray:
+    """One idx file -> array of uint8. DataError names the file if it is truncated, altered or not what it says."""
+    packed, remedy = path.read_bytes(), f"Delete it and fetch it again, or point LDM_DATA at a good copy."
+    try:
+        content = gzip.decompress(packed)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} is not a complete gzip file ({error}). {remedy}") from None
+    except Exception as error:  # zlib.error
+        raise DataError(f"{path} is damaged ({error}). {remedy}") from None
+    known = {CONTENTS[name].get(path.name), SUBSET.get(path.name)}
+    if hashlib.sha256(content).hexdigest() not in known:
+        if hashlib.md5(packed).hexdigest() != dict(SOURCES[name].resources)[path.name]:
+            raise DataError(f"{path} is not the {name} file of that name: its checksum does not fit. {remedy}")
+    rank = content[3]
+    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0 ... 255 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Floats in [-1, 1] -> uint8, clamped and rounded to nearest (truncation would darken every image by half a level)."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(n, generator=generator)
+
+
+def batch_index(step: int, batch: int, n: int, seed: int) -> Tensor:
+    """(batch,) indices of the images of step `step`: a fresh order each epoch, every image once, nothing carried along.
+
+    The last n % batch images of an epoch's order are left out; another order leaves out others.
+    """
+    if not 0 < batch <= n:
+        raise ValueError(f"batch must be between 1 and the {n} images there are, got {batch}")
+    epoch, place = divmod(step, n // batch)
+    return _order(n, seed, epoch)[place * batch : (place + 1) * batch]
+
+
+def class_ids(classes, name: str = "fashion-mnist") -> Tensor:
+    """Names or ids (a name, an id, a list of either, a tensor) -> (N,) int64. ValueError lists the valid names."""
+    known = CLASSES[name]
+    if isinstance(classes, Tensor):
+        classes = classes.reshape(-1).tolist()
+    elif isinstance(classes, (str, int)):
+        classes = [classes]
+    lookup = {known[i].lower(): i for i in range(len(known))} | {part.lower(): i for i in range(len(known)) for part in known[i].split("/")}
+    ids = []
+    for one in classes:
+        number = lookup.get(one.strip().lower()) if isinstance(one, str) else one
+        if isinstance(one, str) and number is None and one.strip().isdigit():
+            number = int(one)
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or not 0 <= number < len(known):
+            raise ValueError(f"unknown class {one!r}: choose from {', '.join(known)} or 0 ... {len(known) - 1}")
+        ids.append(int(number))
+    return torch.tensor(ids, dtype=torch.long)

@@ -1,0 +1,119 @@
+r"""The whole table of one model: what it reconstructs, what it samples, and what those numbers could have been at best and worst.
+
+Every distance is against all test images, for n images of each of
+
+    floor     real training images: what a perfect model would score at this n
+    ceiling   test images through the autoencoder and back: no denoiser can do better than its decoder
+    samples   of the model
+    noise     uniform random pixels: what no model should score
+"""
+
+import time
+
+import torch
+from torch import Tensor
+
+from .classifier import Classifier
+from .data import Dataset, to_float, to_uint8
+from .metrics import frechet_distance, kid, memorisation, prdc, psnr, ssim
+from .pipeline import LatentDiffusion, SampleConfig
+
+
+@torch.no_grad()
+def reconstruct(model: LatentDiffusion, images: Tensor, batch: int = 500) -> Tensor:
+    """uint8 -> encode (posterior mean) -> decode -> uint8."""
+    return torch.cat([to_uint8(model.decode(model.encode(to_float(chunk)))).cpu() for chunk in images.split(batch)])
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
+    """uint8 (N, 1, H, W) -> (features (N, d), predicted class (N,)), in float32."""
+    device = next(classifier.parameters()).device
+    features = torch.cat([classifier.features(to_float(chunk.to(device))) for chunk in images.split(batch)])
+    return features.cpu(), classifier.head(features).argmax(1).cpu()
+
+
+def balanced(labels: Tensor, n: int, seed: int = 0) -> Tensor:
+    """Indices of n images, as evenly over the classes as they allow, in random order."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    place = torch.zeros(len(labels), dtype=torch.long)  # the rank of each image within its own class
+    for c in labels.unique():
+        mine = order[labels[order] == c]
+        place[mine] = torch.arange(len(mine))
+    return order[place[order].argsort(stable=True)][:n]
+
+
+def compare(features: Tensor, reference: Tensor) -> dict[str, float]:
+    """One row of the table: distances of a feature set to the reference."""
+    mean, spread = kid(features, reference)
+    return {"fd": frechet_distance(features, reference), "kid_x1000": 1000 * mean, "kid_spread_x1000": 1000 * spread} | prdc(reference, features)
+
+
+def reconstruction_quality(model: LatentDiffusion, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """(reconstructions, their mean PSNR in dB and SSIM)."""
+    rebuilt = reconstruct(model, images)
+    return rebuilt, {"psnr_db": float(psnr(images, rebuilt).mean()), "ssim": float(ssim(images, rebuilt).mean())}
+
+
+def draw(model: LatentDiffusion, n: int, config: SampleConfig, progress=None) -> tuple[Tensor, Tensor, dict]:
+    """n samples with labels 0, 1, ... 9, 0, 1, ...: (uint8 images, labels, cost)."""
+    labels = torch.arange(n) % len(model.classes)
+    start = time.perf_counter()
+    x = model.sample(labels, config.steps, config.guidance, config.solver, config.seed, config.interval, config.spacing, progress=progress)
+    seconds = time.perf_counter() - start
+    passes = config.steps * (1 if config.guidance in (0.0, 1.0) else 2)
+    return to_uint8(x), labels, {"seconds": seconds, "images_per_second": n / seconds, "evaluations_per_image": config.steps,
+                                 "forward_passes_per_image_at_most": passes}
+
+
+def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, test: Dataset, n: int = 10_000,
+             config: SampleConfig = SampleConfig(), extra_features=None, progress=None) -> dict:
+    """Everything as one dictionary. n is at most the number of test images.
+
+    extra_features: uint8 images -> features of another network (Inception); adds "inception" to each row.
+    """
+    n = min(n, len(test), len(train))
+    if n < 20:
+        raise ValueError(f"need at least 20 images to compare sets, got {n}")
+    samples, labels, cost = draw(model, n, config, progress)
+    rebuilt, quality = reconstruction_quality(model, test.images)
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randint(0, 256, (n, *test.images.shape[1:]), generator=generator, dtype=torch.uint8)
+    train_rows, test_rows = balanced(train.labels, n), balanced(test.labels, n)
+    sets = {
+        "floor": (train.images[train_rows], train.labels[train_rows]),
+        "ceiling": (rebuilt[test_rows], test.labels[test_rows]),
+        "samples": (samples, labels),
+        "noise": (noise, labels),
+    }
+    reference, _ = classify(classifier, test.images)
+    extra_reference = extra_features(test.images) if extra_features else None
+    table, counts = {}, []
+    for name, (images, wanted) in sets.items():
+        features, predicted = classify(classifier, images)
+        table[name] = compare(features, reference) | {"class_accuracy": float((predicted == wanted).double().mean())}
+        if extra_features:
+            other = extra_features(images)
+            table[name]["inception_fid"] = frechet_distance(other, extra_reference)
+            table[name]["inception_kid_x1000"] = 1000 * kid(other, extra_reference)[0]
+        if name == "samples":
+            counts = predicted.bincount(minlength=len(model.classes)).tolist()
+    some = min(n, 1000)
+    return {
+        "n": n, "reference": f"{len(test)} test images of {test.name}", "features": f"own classifier, {reference.shape[1]} features",
+        "reconstruction": quality, "table": table, "sampling": cost, "sampler": config.__dict__ | {"interval": list(config.interval)},
+        "classes_found": dict(zip(model.classes, counts)),
+        "memorisation": memorisation(samples[:some], test.images[:some], train.images),
+    }
+
+
+def as_table(result: dict) -> str:
+    """The table as text, one row for each set."""
+    columns = [("fd", "FD", ".2f"), ("kid_x1000", "KID x1000", ".2f"), ("precision", "precision", ".3f"), ("recall", "recall", ".3f"),
+               ("density", "density", ".3f"), ("coverage", "coverage", ".3f"), ("class_accuracy", "accuracy", ".3f"),
+               ("inception_fid", "Inception FID", ".2f")]
+    columns = [c for c in columns if c[0] in result["table"]["samples"]]
+    lines = ["".join([f"{'':10}"] + [f"{title:>{max(10, len(title) + 2)}}" for _, title, _ in columns])]
+    for name, row in result["table"].items():
+        lines.append("".join([f"{name:10}"] + [f"{row[key]:>{max(10, len(title) + 2)}{form}}" for key, title, form in columns]))
+    return "\n".join(lines)

@@ -1,0 +1,406 @@
+r"""The main job: data -> VAE -> latents and their scale -> denoiser -> pictures and metrics, in one folder.
+
+    config.json            what was asked for, and on what it ran
+    log.jsonl              one line per 50 steps: loss, its parts, noise-prediction error by range of t
+    *.state.safetensors    everything a stage needs to go on after an interruption, written every minute
+    vae.safetensors, denoiser.safetensors, model.json      the trained model, as LatentDiffusion.load reads it
+    samples.png, reconstructions.png, curves.png, filmstrip.png, metrics.json
+
+A run killed at any moment goes on with --resume exactly where its last state was written.
+"""
+
+import copy
+import json
+import platform
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import __version__, data, plot
+from .checkpoint import atomic, load_json, save_json, save_tensors, sha256
+from .classifier import Classifier, ClassifierConfig, classifier_loss
+from .denoiser import DenoiserConfig, draw_times
+from .dit import DiTConfig
+from .ema import EMA
+from .evaluate import as_table, classify, evaluate, reconstruct
+from .latents import draw_latents, encode_moments, latent_scale
+from .options import option
+from .pipeline import (
+    NETS, WEIGHTS, LatentDiffusion, SampleConfig, build_denoiser, config_from, load_classifier, load_weights,
+)
+from .train import Meter, TrainConfig, TrainState, compile_or_not, train
+from .unet import UNetConfig
+from .vae import VAE, VAEConfig, vae_loss
+
+STAGES = ("vae", "denoiser", "classifier")
+LOG_EVERY = 50  # steps
+SAVE_EVERY = 60  # seconds
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dataset: str = option("fashion-mnist", "data set", tuple(data.CLASSES))
+    net: str = option("unet", "denoiser network", tuple(NETS))
+    seed: int = option(0, "seed of weights, batches and noise")
+    samples: int = option(2000, "samples drawn for the metrics at the end")
+    vae: VAEConfig = field(default=VAEConfig())
+    vae_train: TrainConfig = field(default=TrainConfig(steps=1100, lr=2e-3, clip=2000.0))
+    unet: UNetConfig = field(default=UNetConfig())
+    dit: DiTConfig = field(default=DiTConfig())
+    denoiser: DenoiserConfig = field(default=DenoiserConfig())
+    denoiser_train: TrainConfig = field(default=TrainConfig(steps=2200))
+    classifier: ClassifierConfig = field(default=ClassifierConfig())
+    classifier_train: TrainConfig = field(default=TrainConfig(steps=2000, lr=2e-3))
+    sample: SampleConfig = field(default=SampleConfig())
+
+    def __post_init__(self):
+        if self.samples < 20:
+            raise ValueError(f"samples must be at least 20 to be compared with the data, got {self.samples}")
+
+
+SECTIONS = {  # flag prefix: name of the section in RunConfig
+    "vae": "vae", "vae-train": "vae_train", "unet": "unet", "dit": "dit", "denoiser": "denoiser",
+    "denoiser-train": "denoiser_train", "classifier-train": "classifier_train", "sample": "sample",
+}
+
+PRESETS = {
+    # two CPU cores: about 8 minutes with native bfloat16; see `minutes` in TrainConfig for slower machines
+    "cpu": RunConfig(
+        vae_train=TrainConfig(steps=1100, batch=128, lr=2e-3, clip=2000.0, minutes=3.0),
+        denoiser_train=TrainConfig(steps=2200, batch=128, lr=1e-3, ema=0.999, minutes=5.0),
+    ),
+    # a T4 in at most 15 minutes (an estimate: see README)
+    "t4": RunConfig(
+        samples=10_000,
+        vae_train=TrainConfig(steps=6000, batch=128, lr=2e-3, clip=2000.0, warmup=200),
+        denoiser_train=TrainConfig(steps=14_000, batch=256, lr=1e-3, ema=0.9995, warmup=500),
+    ),
+    # the weights that ship with the package: an hour and a half on two CPU cores with native bfloat16
+    "release": RunConfig(
+        samples=10_000,
+        vae_train=TrainConfig(steps=4500, batch=128, lr=2e-3, clip=2000.0, warmup=200),
+        denoiser_train=TrainConfig(steps=12_000, batch=128, lr=1e-3, ema=0.9995, warmup=500),
+        classifier_train=TrainConfig(steps=3000, batch=128, lr=2e-3, warmup=200),
+    ),
+    # seconds; shows that everything runs, not that it learns
+    "tiny": RunConfig(
+        samples=60,
+        vae=VAEConfig(channels=(16, 16, 32)), vae_train=TrainConfig(steps=30, batch=32, lr=2e-3, clip=2000.0, warmup=5),
+        unet=UNetConfig(channels=(16, 32), blocks=1), dit=DiTConfig(width=32, depth=2, heads=2),
+        denoiser_train=TrainConfig(steps=40, batch=32, warmup=5),
+        classifier_train=TrainConfig(steps=20, batch=32, warmup=5),
+        sample=SampleConfig(steps=4),
+    ),
+}
+
+
+def default_preset(device: torch.device) -> str:
+    return "t4" if device.type == "cuda" else "cpu"
+
+
+def versions() -> dict[str, str]:
+    return {"ldm_minimal": __version__, "python": platform.python_version(), "torch": torch.__version__}
+
+
+class Interrupted(Exception):
+    """Ctrl-C or a termination signal, seen between two steps; the state has been written."""
+
+
+@contextmanager
+def interrupt_between_steps():
+    """Within it the first Ctrl-C (or SIGTERM) only raises a flag, which the loop reads after a whole step. Yields the flag."""
+    flag = []
+    before = {}
+
+    def handler(number, frame):
+        if flag:
+            raise KeyboardInterrupt  # asked twice: now
+        flag.append(number)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread (a notebook's worker, a test): Ctrl-C stays what it is
+        pass
+    try:
+        yield flag
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def bar(total: int, what: str, unit: str, initial: int = 0) -> tqdm:
+    """Rate, time left and a postfix for every long step; a line now and then where the output is no terminal."""
+    return tqdm(total=total, desc=f"{what:10}", unit=unit, initial=initial, mininterval=0.5 if sys.stderr.isatty() else 20,
+                dynamic_ncols=True, smoothing=0.05)
+
+
+class Run:
+    """A run folder: its config, its log, and the stages that fill it."""
+
+    def __init__(self, folder: Path, config: RunConfig, device: torch.device, precision: str, compile: bool = False):
+        self.folder, self.config, self.device, self.precision, self.compile = folder, config, device, precision, compile
+        self.images: data.Dataset = data.load(config.dataset, "train")
+        self.test: data.Dataset = data.load(config.dataset, "test")
+        print(f"data       {len(self.images)} + {len(self.test)} images, {self.images.source}", flush=True)
+
+    # -- the folder ---------------------------------------------------------------------------------------------
+
+    def start(self, preset: str, command: str) -> None:
+        """Write config.json: from here on the folder is a run that can be resumed."""
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise FileExistsError(f"{self.folder} exists and is not empty: choose another --out, or go on with it: --resume --out {self.folder}")
+        save_json(self.folder / "config.json", {
+            "command": command, "preset": preset, "precision": self.precision, "device": device_name(self.device),
+            "versions": versions(), "data": {"source": self.images.source, "sha256": self.images.sha256}, "config": asdict(self.config),
+        })
+
+    def log(self, entry: dict) -> None:
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def entries(self, stage: str) -> list[dict]:
+        """The log of one stage; a last line cut off by a kill is not an entry."""
+        path = self.folder / "log.jsonl"
+        entries = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                continue
+        return [e for e in entries if e["stage"] == stage]
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop log lines of steps that will be taken again."""
+        keep = [e for s in STAGES for e in self.entries(s) if s != stage or e["step"] <= step]
+        if keep or (self.folder / "log.jsonl").is_file():
+            with atomic(self.folder / "log.jsonl") as part:
+                part.write_text("".join(json.dumps(e) + "\n" for e in keep), encoding="utf-8")
+
+    # -- one stage ----------------------------------------------------------------------------------------------
+
+    def stage(self, name: str, model, objective, config: TrainConfig) -> EMA:
+        """Train `model` to the end, from the state file where there is one; returns its EMA."""
+        path = self.folder / f"{name}.state.safetensors"
+        model, spent = model.to(self.device), 0.0
+        if config.minutes and not path.is_file():
+            config = self.fit(name, model, objective, config)
+        state = TrainState(model, config, self.precision)
+        if path.is_file():
+            more = state.load(path)
+            spent, config = more["seconds"], replace(config, steps=more["steps"], warmup=more["warmup"])
+        self.forget_after(name, state.step)
+        started = saved = time.perf_counter()
+        meter = Meter()
+
+        def save() -> None:
+            state.save(path, {"seconds": spent + time.perf_counter() - started, "steps": config.steps, "warmup": config.warmup})
+
+        with interrupt_between_steps() as interrupted, bar(config.steps, name, "step", state.step) as progress:
+            for step in train(state, objective, len(self.images), config, self.config.seed):
+                meter.add(step)
+                progress.update()
+                if step.step % LOG_EVERY == 0 or step.step == config.steps or interrupted:
+                    means = meter.summary()  # raises Diverged; what is saved below is therefore sound
+                    seconds = spent + time.perf_counter() - started
+                    self.log({"stage": name, "step": step.step, "seconds": round(seconds, 2), **means})
+                    progress.set_postfix({k: f"{means[k]:.4g}" for k in ("loss", "eps_mse") if k in means}, refresh=False)
+                    if interrupted:
+                        save()
+                        raise Interrupted
+                    if time.perf_counter() - saved > SAVE_EVERY or step.step == config.steps:
+                        save()
+                        saved = time.perf_counter()
+        return state.ema
+
+    def fit(self, name: str, model, objective, config: TrainConfig) -> TrainConfig:
+        """Fewer steps where this machine is too slow for config.minutes: measured over a few steps of a throw-away copy."""
+        trial, times = TrainState(copy.deepcopy(model), config, self.precision), [time.perf_counter()]
+        for _ in train(trial, objective, len(self.images), replace(config, steps=12), self.config.seed):
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+        per_step = sorted(b - a for a, b in pairwise(times[3:]))[4]  # the median, after three steps to warm up
+        steps = min(config.steps, max(1, int(60 * config.minutes / per_step)))
+        if steps < config.steps:
+            print(f"{name:10} {steps} steps instead of {config.steps}: at {1000 * per_step:.0f} ms a step, that is what "
+                  f"{config.minutes:g} minutes allow", flush=True)
+        return replace(config, steps=steps, warmup=min(config.warmup, steps // 10))
+
+    # -- the three networks -------------------------------------------------------------------------------------
+
+    def train_vae(self) -> VAE:
+        """The VAE's EMA; also in vae.safetensors and vae.json."""
+        if (self.folder / "vae.json").is_file():
+            return load_vae(self.folder).to(self.device)
+        images, beta = self.images.images.to(self.device), self.config.vae.beta
+
+        def objective(vae, index, noise):
+            reconstruction, kl = vae_loss(vae, data.to_float(images[index]), noise)
+            return {"loss": reconstruction + beta * kl, "reconstruction": reconstruction, "kl": kl}
+
+        torch.manual_seed(self.config.seed)
+        vae = self.stage("vae", VAE(self.config.vae), objective, self.config.vae_train).model
+        save_tensors(self.folder / "vae.safetensors", vae.state_dict())
+        save_json(self.folder / "vae.json", {"vae": asdict(self.config.vae), "sha256": sha256(self.folder / "vae.safetensors")})
+        return vae
+
+    def train_denoiser(self, vae: VAE) -> LatentDiffusion:
+        """The complete model with the denoiser's EMA; also in model.json and the files that it names."""
+        if (self.folder / "model.json").is_file():
+            return LatentDiffusion.load(self.folder, self.device)
+        config = self.config
+        chunks, labels = [], self.images.labels.to(self.device)
+        with bar(len(self.images), "latents", "image") as progress:
+            for chunk in encode_moments(vae, self.images.images, precision=self.precision):
+                chunks.append(chunk)
+                progress.update(len(chunk))
+        moments = torch.cat(chunks)  # (N, 2, C, h, w), on the device
+        scale = latent_scale(moments)
+        print(f"latents    {tuple(moments.shape[2:])}, scale 1/std = {scale:.4f}", flush=True)
+
+        def objective(denoiser, index, noise):
+            z0 = draw_latents(moments[index], scale, noise)
+            t = draw_times(len(index), noise, denoiser.times, self.device)
+            loss = denoiser.loss(z0, labels[index], noise, t=t)
+            return {"loss": loss, "eps_mse": denoiser.noise_loss(loss.detach(), t), "t": t}
+
+        torch.manual_seed(config.seed)
+        kind, _ = NETS[config.net]
+        net = kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
+        denoiser = build_denoiser(net, config.denoiser)
+        trained = self.stage("denoiser", denoiser, objective, config.denoiser_train).model
+        last = self.entries("denoiser")[-1]
+        meta = {"command": load_json(self.folder / "config.json")["command"], "seed": config.seed, "steps": last["step"],
+                "seconds": last["seconds"], "device": device_name(self.device), "precision": self.precision, "versions": versions(),
+                "data": {"source": self.images.source, "sha256": self.images.sha256}}
+        model = LatentDiffusion(vae, trained, scale, tuple(moments.shape[2:]), config.dataset, config.denoiser, meta)
+        model.save(self.folder)
+        return model
+
+    def train_classifier(self) -> Classifier:
+        """The feature classifier's EMA; also in classifier-{dataset}.safetensors and .json, with its test accuracy."""
+        stem = f"classifier-{self.config.dataset}"
+        path = self.folder / f"{stem}.json"
+        if path.is_file():
+            return load_classifier(path).to(self.device)
+        images, labels = self.images.images.to(self.device), self.images.labels.to(self.device)
+
+        def objective(classifier, index, noise):
+            return {"loss": classifier_loss(classifier, data.to_float(images[index]), labels[index], noise)}
+
+        torch.manual_seed(self.config.seed + 1)
+        classifier = self.stage("classifier", Classifier(self.config.classifier), objective, self.config.classifier_train).model
+        _, found = classify(classifier, self.test.images)
+        accuracy = float((found == self.test.labels).double().mean())
+        print(f"classifier accuracy on the test set {100 * accuracy:.1f} %", flush=True)
+        save_tensors(path.with_suffix(".safetensors"), classifier.state_dict())
+        save_json(path, {"classifier": asdict(self.config.classifier), "test_accuracy": accuracy})
+        return classifier
+
+    # -- what comes out -----------------------------------------------------------------------------------------
+
+    def pictures(self, model: LatentDiffusion) -> None:
+        """reconstructions.png, samples.png, filmstrip.png, curves.png."""
+        classes, options = model.classes, asdict(self.config.sample)
+        first = torch.cat([(self.test.labels == c).nonzero()[:1, 0] for c in range(len(classes))])  # one of each class
+        originals = self.test.images[first]
+        pairs = torch.cat([originals, reconstruct(model, originals)])
+        plot.save_figure(plot.image_grid(pairs, 2, ("image", "rebuilt"), title="Test images and their reconstructions"), self.folder / "reconstructions.png")
+        labels = torch.arange(len(classes)).repeat_interleave(10)
+        samples = model.sample(labels, **options)
+        plot.save_figure(plot.image_grid(samples, len(classes), classes, title=describe(self.config.sample)), self.folder / "samples.png")
+        plot.save_figure(filmstrip(model, self.config.sample), self.folder / "filmstrip.png")
+        plot.save_figure(self.curves(), self.folder / "curves.png")
+
+    def curves(self):
+        panels = {}
+        for stage, keys, title in (("vae", ("reconstruction", "kl"), "VAE: reconstruction and KL, nats per image"),
+                                   ("denoiser", ("loss", "eps_mse"), "Denoiser: training loss"), ("classifier", ("loss",), "Classifier")):
+            entries = self.entries(stage)
+            if entries:
+                steps = [e["step"] for e in entries]
+                panels[title] = {k.replace("eps_mse", "noise prediction"): (steps, [e[k] for e in entries]) for k in keys}
+            if entries and "by_t" in entries[0]:
+                panels["Noise-prediction error by t"] = {
+                    f"t in {i / Meter.T_BINS:.1f} ... {(i + 1) / Meter.T_BINS:.1f}": (steps, [e["by_t"][i] for e in entries]) for i in range(Meter.T_BINS)}
+        return plot.curves(panels, log_y=tuple(panels))
+
+    def measure(self, model: LatentDiffusion) -> dict:
+        """metrics.json: the evaluation of evaluate.py for config.samples images, and the seconds of each stage."""
+        path = WEIGHTS / f"classifier-{self.config.dataset}.json"
+        classifier = load_classifier(path).to(self.device) if path.is_file() else self.train_classifier()
+        n = min(self.config.samples, len(self.test))
+        with bar(n, "samples", "image") as progress:
+            result = evaluate(model, classifier, self.images, self.test, n, self.config.sample, progress=progress.update)
+        for stage in STAGES:
+            entries = self.entries(stage)
+            if entries:
+                result.setdefault("training", {})[stage] = {"steps": entries[-1]["step"], "seconds": entries[-1]["seconds"], "loss": entries[-1]["loss"]}
+        save_json(self.folder / "metrics.json", result)
+        return result
+
+    def all(self, vae_from=None) -> dict:
+        """Every stage that is not done yet; returns the metrics."""
+        vae = load_vae(vae_from).to(self.device) if vae_from else self.train_vae()
+        model = self.train_denoiser(vae).to(self.device, self.precision)
+        self.pictures(model)
+        return self.measure(model)
+
+
+def filmstrip(model: LatentDiffusion, config: SampleConfig):
+    """One denoising run from noise to image, decoded as it goes: z_t above, the estimate of z0 below; three classes."""
+    labels = torch.tensor([7, 8, 0])  # Sneaker, Bag, T-shirt
+    frames = list(model.trajectory(labels, [0, 1, 2], config.steps, config.guidance, config.solver, config.seed, config.interval, config.spacing))
+    shown = sorted({round(i * (len(frames) - 1) / 9) for i in range(10)})
+    rows, names = [], []
+    for i in range(len(labels)):
+        for part, name in ((0, "z_t"), (1, "estimate")):
+            rows += [model.decode(frames[k][part][i : i + 1]) for k in shown]
+            names.append(f"{model.classes[labels[i]]}: {name}")
+    return plot.image_grid(torch.cat(rows), len(names), names, [f"step {k + 1}" for k in shown], title="From noise to image, decoded at each step")
+
+
+def describe(config: SampleConfig) -> str:
+    return f"{config.steps} steps of {config.solver}, guidance {config.guidance:g}"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def load_vae(path) -> VAE:
+    """The autoencoder of a run folder (vae.json) or of any JSON with a section "vae" and vae.safetensors beside it."""
+    path = Path(path)
+    path = path / "vae.json" if path.is_dir() else path
+    vae = VAE(config_from(VAEConfig, load_json(path).get("vae"), str(path)))
+    load_weights(vae, path.parent / "vae.safetensors")
+    return vae.eval().requires_grad_(False)
+
+
+def summary(result: dict, folder: Path) -> str:
+    """What came out, in words."""
+    samples, floor, ceiling = (result["table"][k] for k in ("samples", "floor", "ceiling"))
+    counts = result["classes_found"]
+    rarest = min(counts, key=counts.get)
+    minutes = sum(stage["seconds"] for stage in result.get("training", {}).values()) / 60
+    return "\n".join([
+        as_table(result),
+        "",
+        f"The autoencoder rebuilds test images at {result['reconstruction']['psnr_db']:.1f} dB PSNR (SSIM {result['reconstruction']['ssim']:.3f}).",
+        f"Against the {result['reference']}, {result['n']} samples are at a Frechet distance of {samples['fd']:.2f} on our own classifier's",
+        f"features, where real training images are at {floor['fd']:.2f} and mere reconstructions at {ceiling['fd']:.2f}.",
+        f"The classifier agrees with the asked-for class on {100 * samples['class_accuracy']:.0f} % of the samples; "
+        f"the class it finds least often is {rarest} ({counts[rarest]} of {result['n']}).",
+        f"Distance to the nearest training image, samples over test images: {result['memorisation']:.2f} (far below 1 would mean copying).",
+        f"Training took {minutes:.1f} minutes. Everything is in {folder}.",
+    ])

@@ -1,0 +1,140 @@
+r"""The noise schedule: how much signal and how much noise there is at time t.
+
+    z_t = alpha(t) * z0 + sigma(t) * eps,      alpha**2 + sigma**2 = 1  (variance preserving)
+                                          or   alpha + sigma = 1        (straight line, rectified flow)
+
+Time runs from t = 0 (data: alpha = 1, sigma = 0) to t = 1 (noise). A schedule is a function t -> (alpha, sigma)
+that works on tensors of any shape, dtype and device. All that a sampler or a loss needs follows from it:
+alpha_bar = alpha**2 is the textbook's cumulative product, log_snr = log(alpha / sigma) its natural clock.
+
+Papers: DDPM 2006.11239, cosine 2102.09672, sigmoid 2212.11972, rectified flow 2209.03003, vp 2011.13456.
+"""
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+
+def cosine(t: Tensor) -> tuple[Tensor, Tensor]:
+    """A quarter turn on the unit circle: alpha = cos(pi t / 2), sigma = sin(pi t / 2)  (2102.09672, without offset)."""
+    return torch.cos(t * (pi / 2)), torch.sin(t * (pi / 2))
+
+
+def linear(t: Tensor) -> tuple[Tensor, Tensor]:
+    """A straight line from data to noise: alpha = 1 - t, sigma = t  (rectified flow, 2209.03003)."""
+    return 1 - t, t
+
+
+def vp(t: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> tuple[Tensor, Tensor]:
+    """DDPM's betas in the limit of infinitely many steps  (VP-SDE, 2011.13456, eq. 33).
+
+    d log(alpha)/dt = -beta(t) / 2 with beta(t) rising linearly. sigma comes from expm1, because
+    1 - alpha**2 near t = 0 would lose its digits.
+    """
+    log_alpha = -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
+    return log_alpha.exp(), torch.sqrt(-torch.expm1(2 * log_alpha))
+
+
+def sigmoid(t: Tensor, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+    """alpha_bar falls as a logistic curve, cut to reach exactly 1 and 0  (2212.11972, algorithm 1).
+
+    A difference of two logistic functions is written as sinh((a-b)/2) / (2 cosh(a/2) cosh(b/2)), so that
+    neither end loses digits; the cosh of the fixed ends cancels in the ratio.
+    """
+    a, b = start / tau, end / tau
+    x = a + t * (b - a)
+    full = torch.sinh(torch.as_tensor((b - a) / 2, dtype=x.dtype, device=x.device))
+
+    def share(gap: Tensor, far: float) -> Tensor:  # of the whole drop, between x and the near end
+        cosh_far = torch.cosh(torch.as_tensor(far / 2, dtype=x.dtype, device=x.device))
+        return torch.sinh(gap / 2) * cosh_far / (full * torch.cosh(x / 2))
+
+    return torch.sqrt(share(b - x, a).clamp(min=0)), torch.sqrt(share(x - a, b).clamp(min=0))
+
+
+def from_betas(betas: Tensor):
+    """The textbook's T discrete betas as a function of continuous t.
+
+    alpha_bar_k = prod_{i<=k} (1 - beta_i) gives T + 1 knots at t = k / T, with alpha_bar_0 = 1 (no noise).
+    Between the knots log(alpha) is interpolated linearly, so schedule(k / T) is the textbook's value exactly.
+
+    betas: (T,) in (0, 1). Fewer betas make another process, not a faster one: to sample in fewer steps,
+    take a coarser time grid over the same betas.
+    """
+    betas = torch.as_tensor(betas, dtype=torch.float64)
+    if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
+        raise ValueError(f"betas must be a 1-D tensor of values inside (0, 1), got shape {tuple(betas.shape)}")
+    knots = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])  # (T + 1,) log(alpha)
+
+    def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
+        table = knots.to(t.device)
+        position = (t.double() * len(betas)).clamp(0, len(betas))
+        left = position.floor().long().clamp(max=len(betas) - 1)
+        log_alpha = torch.lerp(table[left], table[left + 1], position - left)
+        return log_alpha.exp().to(t.dtype), torch.sqrt(-torch.expm1(2 * log_alpha)).to(t.dtype)
+
+    return schedule
+
+
+ddpm = from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))  # DDPM's thousand linear betas
+
+SCHEDULES = {"cosine": cosine, "linear": linear, "vp": vp, "sigmoid": sigmoid, "ddpm": ddpm}
+
+
+def log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """log(alpha / sigma): +inf for clean data, -inf for pure noise. (Half of the log of the power ratio.)"""
+    return torch.log(alpha) - torch.log(sigma)
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ..., 1), so that one number per sample multiplies a whole image."""
+    return t.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(z0: Tensor, eps: Tensor, t: Tensor, schedule) -> Tensor:
+    """Draw from q(z_t | z0): alpha(t) * z0 + sigma(t) * eps.
+
+    z0, eps: (B, ...) of one shape; t: (B,) in [0, 1]. Raises ValueError where the shapes do not fit.
+    """
+    if z0.shape != eps.shape or t.shape != z0.shape[:1]:
+        raise ValueError(f"z0 {tuple(z0.shape)}, eps {tuple(eps.shape)} and t {tuple(t.shape)} do not fit together")
+    alpha, sigma = schedule(expand(t, z0))
+    return alpha * z0 + sigma * eps
+
+
+def time_of_log_snr(target: Tensor, schedule) -> Tensor:
+    """The inverse clock: the t at which log_snr(t) = target, by bisection (log_snr falls with t), in float64."""
+    low, high = torch.zeros_like(target, dtype=torch.float64), torch.ones_like(target, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_clean = log_snr(*schedule(middle)) > target
+        low, high = torch.where(too_clean, middle, low), torch.where(too_clean, high, middle)
+    return (low + high) / 2
+
+
+GRIDS = ("time", "log_snr")
+
+
+def time_grid(steps: int, schedule=None, spacing: str = "time", start: float = 1.0, end: float = 0.0) -> Tensor:
+    """steps + 1 times from `start` down to `end`, float64 on the CPU, so that step scalars keep their digits.
+
+    spacing "time": uniform in t. spacing "log_snr": uniform in log(alpha / sigma), the clock in which
+    DPM-Solver++'s error is a power of the step; there `start` and `end` stay inside (0, 1), and where end = 0
+    the grid runs to t = 0.002 and takes one last step to 0. N steps cost N network evaluations.
+    """
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
+    if not 0 <= end < start <= 1:
+        raise ValueError(f"need 0 <= end < start <= 1, got start={start} and end={end}")
+    if spacing == "time":
+        return torch.linspace(start, end, steps + 1, dtype=torch.float64)
+    if spacing != "log_snr":
+        raise ValueError(f"unknown spacing {spacing!r}, choose from {', '.join(GRIDS)}")
+    inner = torch.tensor([min(start, 0.999), max(end, 0.002)], dtype=torch.float64)
+    ends = log_snr(*schedule(inner))
+    landing = [torch.zeros(1, dtype=torch.float64)] if end == 0 else []
+    knots = torch.linspace(ends[0].item(), ends[1].item(), steps + 1 - len(landing), dtype=torch.float64)
+    times = time_of_log_snr(knots, schedule)
+    times[0] = start
+    return torch.cat([times, *landing])

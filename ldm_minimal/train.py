@@ -1,0 +1,192 @@
+r"""One training loop for every network of the package.
+
+    for each step:  batch and noise from (seed, step) -> loss (B,) -> backward -> clip -> AdamW -> EMA -> yield
+
+All randomness is a function of (seed, step), and a state file holds everything else, so ten steps equal
+five, a restart and five more, bit for bit on one device. The learning rate rises linearly over `warmup` steps and
+falls to zero along a half cosine. With fp16 the loss is scaled (order: scale, backward, unscale, clip, step, update);
+a step that overflowed is repeated at a smaller scale and not counted.
+
+Papers: AdamW 1711.05101, cosine decay 1608.03983, clipping 1211.5063, loss scaling 1710.03740.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import cos, inf, pi
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import CheckpointError, load_into, load_tensors, save_tensors
+from .data import batch_index
+from .ema import EMA
+from .options import option
+from .precision import autocast
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = option(2000, "optimizer steps")
+    batch: int = option(128, "images per step")
+    lr: float = option(1e-3, "peak learning rate")
+    warmup: int = option(100, "steps of linear warm-up")
+    weight_decay: float = option(0.01, "AdamW's decoupled weight decay")
+    clip: float = option(1.0, "largest gradient norm")
+    ema: float = option(0.999, "decay of the moving average of the weights")
+    minutes: float = option(0.0, "take fewer steps where this machine would need longer than this (0: never)")
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "lr", "clip"):
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "minutes"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear from lr / warmup to lr, then half a cosine down to 0 at the last step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + cos(pi * progress))
+
+
+def step_generator(seed: int, step: int, device) -> torch.Generator:
+    """The noise of one step: a fresh generator from (seed, step), on the device that uses it."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+
+
+class TrainState:
+    """All that a step changes: the model, its EMA, AdamW's moments, the loss scale, the step number."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, precision: str = "fp32"):
+        self.model, self.precision, self.step = model, precision, 0
+        self.device = next(model.parameters()).device
+        self.ema = EMA(model, config.ema)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
+                                           betas=(0.9, 0.99), fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+
+    def save(self, path, meta: dict | None = None) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adamw.{index}.{k}": v for k, v in moments.items()}
+        own = {"step": self.step, "ema_updates": self.ema.updates, "scaler": self.scaler.state_dict(), "precision": self.precision}
+        save_tensors(path, tensors, own | {"more": meta or {}})
+
+    def load(self, path) -> dict:
+        """Take up where `save` left off; returns its `meta`. CheckpointError if the file does not fit the model."""
+        tensors, own = load_tensors(path)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adamw": {}}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(".")
+            parts.setdefault(part, {})[key] = tensor
+        if not {"step", "ema_updates", "scaler", "precision"} <= own.keys():
+            raise CheckpointError(f"{path} holds no training state")
+        if own["precision"] != self.precision:
+            raise CheckpointError(f"{path} was trained in {own['precision']}, this run is in {self.precision}: "
+                                  f"go on with --precision {own['precision']}")
+        load_into(self.model, parts["model"], str(path))
+        load_into(self.ema.model, parts["ema"], str(path))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["adamw"].items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        if own["scaler"]:
+            self.scaler.load_state_dict(own["scaler"])
+        self.step, self.ema.updates = own["step"], own["ema_updates"]
+        return own["more"]
+
+
+@dataclass
+class Step:
+    """What the loop yields after each step: its number (from 1), per-sample values (B,) and the gradient's norm."""
+
+    step: int
+    values: dict[str, Tensor]  # "loss" and whatever else the objective reported
+    norm: Tensor
+
+
+Objective = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]  # (model, indices, noise) -> {"loss": (B,), ...}
+
+
+def train(state: TrainState, objective: Objective, n: int, config: TrainConfig, seed: int = 0) -> Iterator[Step]:
+    """Run from state.step to config.steps over `n` training images; yields after each step and its EMA."""
+    model, optimizer, scaler = state.model.train(), state.optimizer, state.scaler
+    while state.step < config.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(state.step, config)
+        index = batch_index(state.step, config.batch, n, seed).to(state.device)
+        with autocast(state.device, state.precision):
+            values = objective(model, index, step_generator(seed, state.step, state.device))
+        scaler.scale(values["loss"].mean()).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip, foreach=True)
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if scaler.get_scale() < before:  # fp16 overflowed, nothing was changed: the same step again, at a smaller scale
+            continue
+        state.ema.update(model)
+        state.step += 1
+        yield Step(state.step, {name: value.detach() for name, value in values.items()}, norm.detach())
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is no longer finite."""
+
+
+class Meter:
+    """Collects steps on the device and looks at them only in `summary`, so that no step waits for a GPU."""
+
+    T_BINS = 5  # the loss is also reported for t in (0, .2), (.2, .4) ... (.8, 1)
+
+    def __init__(self):
+        self.steps: list[Step] = []
+
+    def add(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def summary(self) -> dict:
+        """Means over the steps since the last summary, and by range of t where "t" was reported; then forgets them.
+
+        Raises Diverged, naming the first step that is not finite and its loss by range of t.
+        """
+        norms = torch.stack([s.norm for s in self.steps]).cpu()
+        values = {k: torch.stack([s.values[k] for s in self.steps]).float().cpu() for k in self.steps[0].values}  # (n, B)
+        numbers = [s.step for s in self.steps]
+        self.steps = []
+        finite = torch.isfinite(values["loss"]).all(1) & torch.isfinite(norms)
+        if not finite.all():
+            first = int(finite.logical_not().nonzero()[0])
+            by_t = self.by_t(values["loss"][first], values["t"][first]) if "t" in values else None
+            shown = f"; loss by t in fifths {by_t}" if by_t else f"; loss {values['loss'][first].mean().item():.4g}"
+            raise Diverged(f"step {numbers[first]}: loss or gradient is not finite (gradient norm {norms[first].item():.4g}{shown})")
+        means = {k: v.mean().item() for k, v in values.items() if k != "t"} | {"norm": norms.mean().item()}
+        if "t" in values:
+            shown = values.get("eps_mse", values["loss"])
+            means["by_t"] = self.by_t(shown.flatten(), values["t"].flatten())
+        return means
+
+    def by_t(self, loss: Tensor, t: Tensor) -> list[float | None]:
+        place = (t * self.T_BINS).long().clamp(max=self.T_BINS - 1)
+        groups = [loss[place == i] for i in range(self.T_BINS)]
+        return [round(g.mean().item(), 5) if len(g) else None for g in groups]
+
+
+def compile_or_not(module: nn.Module, *example) -> str:
+    """torch.compile in place; where it does not work here, the module stays as it was. Returns what happened in words."""
+    try:
+        module.compile()
+        with torch.no_grad():
+            module(*example)
+        return "compiled"
+    except Exception as error:  # no compiler, no Triton: any of many errors, and none of them is a reason to stop
+        module._compiled_call_impl = None
+        return f"torch.compile does not work here ({type(error).__name__}); going on without it"

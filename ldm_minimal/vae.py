@@ -1,0 +1,124 @@
+r"""The autoencoder: images x to a Gaussian over small latents z, and back.
+
+    q(z | x) = N(mean(x), exp(logvar(x)))           encoder
+    z        = mean + exp(logvar / 2) * eps         reparameterization, eps ~ N(0, I)
+    loss     = sum over pixels of (1/2 (x - decode(z))**2 + |x - decode(z)|)  +  beta * KL
+    KL       = sum over latent values of 1/2 (mean**2 + exp(logvar) - 1 - logvar)
+
+Both terms are sums over one image, so beta keeps its meaning: with the squared error alone, beta = 1 would be the
+ELBO of a unit-variance Gaussian decoder. The latent is 4 x 7 x 7 for a 28 x 28 image (f = 4): 784 values to 196.
+
+Papers: VAE 1312.6114; the lightly regularised autoencoder of latent diffusion 2112.10752.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Downsample, ResBlock, Upsample, group_norm
+from .options import option
+
+
+class DiagonalGaussian:
+    """N(mean, exp(logvar)), one independent Gaussian per latent value. mean, logvar: (B, C, h, w)."""
+
+    def __init__(self, mean: Tensor, logvar: Tensor):
+        if mean.shape != logvar.shape:
+            raise ValueError(f"mean {tuple(mean.shape)} and logvar {tuple(logvar.shape)} differ in shape")
+        self.mean = mean.float()
+        self.logvar = logvar.float().clamp(-30.0, 20.0)  # in float32: exp() of these bounds is still finite
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """mean + std * eps, differentiable in mean and logvar. The generator's device decides where eps is drawn."""
+        device = generator.device if generator is not None else self.mean.device
+        eps = torch.randn(self.mean.shape, generator=generator, device=device).to(self.mean.device)
+        return self.mean + torch.exp(self.logvar / 2) * eps
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, I)) in nats, summed over the latent values of each image: (B,)."""
+        return 0.5 * (self.mean**2 + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    in_channels: int = option(1, "image channels")
+    channels: tuple[int, ...] = option((32, 64, 128), "channels per resolution; each further entry halves the image")
+    blocks: int = option(1, "residual blocks per resolution")
+    latent_channels: int = option(4, "channels of the latent")
+    beta: float = option(0.02, "weight of the KL (both terms are sums over one image)")
+
+    @property
+    def factor(self) -> int:
+        """f: how many times smaller the latent is along each side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class Encoder(nn.Module):
+    """(B, in_channels, H, W) -> (B, 2 * latent_channels, H/f, W/f): mean and logvar, stacked."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        channels = config.channels
+        layers: list[nn.Module] = [nn.Conv2d(config.in_channels, channels[0], 3, padding=1)]
+        for level, width in enumerate(channels):
+            if level > 0:
+                layers.append(Downsample(channels[level - 1], width))
+            layers += [ResBlock(width, width) for _ in range(config.blocks)]
+        layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Decoder(nn.Module):
+    """(B, latent_channels, h, w) -> (B, in_channels, f*h, f*w): the encoder's mirror image."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        channels = config.channels[::-1]
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)]
+        for level, width in enumerate(channels):
+            if level > 0:
+                layers.append(Upsample(channels[level - 1], width))
+            layers += [ResBlock(width, width) for _ in range(config.blocks)]
+        layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, config.in_channels, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+class VAE(nn.Module):
+    """encode: x (B, C, H, W) in [-1, 1] -> DiagonalGaussian over (B, latent_channels, H/f, W/f); decode: back to x."""
+
+    def __init__(self, config: VAEConfig = VAEConfig()):
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        channels, factor = self.config.in_channels, self.config.factor
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(f"images must be (B, {channels}, H, W) with H and W multiples of {factor}, got {tuple(x.shape)}")
+        return DiagonalGaussian(*self.encoder(x).chunk(2, dim=1))
+
+    def decode(self, z: Tensor) -> Tensor:
+        if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
+            raise ValueError(f"latents must be (B, {self.config.latent_channels}, h, w), got {tuple(z.shape)}")
+        return self.decoder(z).float()
+
+
+def vae_loss(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """(reconstruction, KL), each (B,) and summed over one image; the loss is reconstruction + beta * KL.
+
+    The squared error keeps the mean right, the absolute error keeps edges sharp.
+    """
+    posterior = vae.encode(x)
+    error = vae.decode(posterior.sample(generator)) - x
+    reconstruction = (0.5 * error**2 + error.abs()).flatten(1).sum(1)
+    return reconstruction, posterior.kl()
