@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 it failed (data, checkpoint, disk, divergence), 2 the call
 """
 
 import argparse
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -15,7 +14,7 @@ import torch
 from . import __version__, data, plot
 from .checkpoint import CheckpointError, load_json, save_json
 from .options import add_options, chosen
-from .pipeline import NETS, WEIGHTS, LatentDiffusion, SampleConfig, config_from
+from .pipeline import NETS, WEIGHTS, LatentDiffusion, SampleConfig
 from .precision import PRECISIONS, pick_device, pick_precision
 from .train import Diverged
 
@@ -24,15 +23,15 @@ FAILURES = (data.DataError, CheckpointError, Diverged, OSError)
 
 
 def parser() -> argparse.ArgumentParser:
-    from .run import PRESETS, SECTIONS, STAGES, RunConfig
+    from .presets import PRESETS, SECTIONS
+    from .run import STAGES
 
     main = argparse.ArgumentParser(prog="python -m ldm_minimal", description="Latent diffusion on Fashion-MNIST, from scratch.")
     main.add_argument("--version", action="version", version=f"ldm_minimal {__version__}, torch {torch.__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str, model: bool = False) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-                                  if False else argparse.HelpFormatter)
+        sub = commands.add_parser(name, help=help, description=help, usage=f"{main.prog} {name} [arguments] [options]")
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
         sub.add_argument("--precision", default="auto", choices=PRECISIONS, help="number format of the networks (default: auto)")
         if model:
@@ -47,16 +46,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the latest unfinished one")
     sub.add_argument("--vae-from", type=Path, metavar="PATH", help="take the autoencoder from this run folder or model JSON instead of training one")
     sub.add_argument("--compile", action="store_true", help="use torch.compile for the denoiser where it works")
-    add_options(sub, RunConfig)
+    shown = PRESETS["cpu"]
+    add_options(sub, shown)
     for prefix, section in SECTIONS.items():
-        add_options(sub, type(getattr(RunConfig(), section)), prefix)
+        add_options(sub, getattr(shown, section), prefix, f"{prefix}, with the defaults of preset cpu")
 
     sub = command("sample", "draw images of the classes asked for", model=True)
     sub.add_argument("classes", nargs="*", metavar="CLASS", help="names or numbers; all ten if none is given")
     sub.add_argument("--n", type=int, default=8, help="images per class (default: 8)")
     sub.add_argument("--out", type=Path, default=Path("samples.png"), help="grid to write, PNG (default: samples.png)")
     sub.add_argument("--npz", type=Path, help="also write the images (uint8) and labels here")
-    add_options(sub, SampleConfig)
+    add_options(sub, SampleConfig())
 
     sub = command("reconstruct", "encode and decode test images; prints PSNR and SSIM", model=True)
     sub.add_argument("--n", type=int, default=20, help="images to show (default: 20)")
@@ -66,12 +66,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--n", type=int, default=10_000, help="images of each kind (default: 10000)")
     sub.add_argument("--inception", action="store_true", help="add the Inception FID (needs the extra `inception`; minutes to hours on a CPU)")
     sub.add_argument("--out", type=Path, default=Path("metrics.json"), help="where to write it all (default: metrics.json)")
-    add_options(sub, SampleConfig)
+    add_options(sub, SampleConfig())
 
     sub = command("classic", "the classic form of the exercise: 512 samples at guidance 1.25, a gallery by class, the PSNR beside it", model=True)
     sub.add_argument("--n", type=int, default=512, help="samples (default: 512)")
     sub.add_argument("--out", type=Path, default=Path("classic"), help="folder for gallery.png and metrics.json (default: classic)")
-    add_options(sub, SampleConfig)
+    add_options(sub, CLASSIC)
     sub.set_defaults(base=CLASSIC)
 
     command("info", "what this machine has: versions, device, precision and why, data and where, minutes to expect")
@@ -129,56 +129,54 @@ def free_folder(dataset: str, preset: str) -> Path:
 
 def latest_unfinished() -> Path:
     """The run in runs/ that was written to last and has no metrics yet."""
-    candidates = [p.parent for p in Path("runs").glob("*/config.json") if not (p.parent / "metrics.json").exists()]
+    candidates = [p.parent for p in Path("runs").glob("*/config.json")
+                  if load_json(p).get("stage") == "all" and not (p.parent / "metrics.json").exists()]
     if not candidates:
         raise ValueError("no unfinished run in runs/: name one with --out, or start one without --resume")
     return max(candidates, key=lambda folder: max(p.stat().st_mtime for p in folder.iterdir()))
 
 
 def run_train(args) -> int:
-    from .run import PRESETS, SECTIONS, Interrupted, Run, RunConfig, default_preset, summary
+    from .presets import PRESETS, SECTIONS, default_preset, read_config
+    from .report import summary
+    from .run import Interrupted, Run, load_vae
 
     device, precision = machine(args)
     if args.resume:
         folder = args.out or latest_unfinished()
         known = load_json(folder / "config.json")
-        config, preset = read_config(known["config"], folder), known["preset"]
-        if args.precision == "auto":
-            precision = known["precision"]
-        print(f"resuming   {folder}")
+        if changed := [name for name in vars(args) if "." in name]:
+            raise ValueError(f"a resumed run keeps its options; leave out {', '.join(changed)}, or start a new run")
+        config, vae_from, stage = read_config(known["config"], str(folder / "config.json")), known["vae_from"], known["stage"]
+        preset, precision = known["preset"], known["precision"]
     else:
-        preset = args.preset or default_preset(device)
+        preset, stage, vae_from = args.preset or default_preset(device), args.stage, args.vae_from
         config = chosen(PRESETS[preset], args)
         config = replace(config, **{section: chosen(getattr(config, section), args, prefix) for prefix, section in SECTIONS.items()})
         folder = args.out or free_folder(config.dataset, preset)
-    print(f"run        {folder} (preset {preset}, {device}, {pick_precision(device, precision)[0]})")
+    print(f"run        {folder} ({'resumed, ' if args.resume else ''}preset {preset}, {device}, {precision})")
     run = Run(folder, config, device, precision, args.compile)
-    if not args.resume:
-        run.start(preset, " ".join(["python", "-m", "ldm_minimal", *map(shlex.quote, sys.argv[1:])]))
+    if args.resume:
+        run.check_data()
+    else:
+        command = " ".join(["python", "-m", "ldm_minimal", *map(shlex.quote, sys.argv[1:])])
+        run.start(command=command, stage=stage, preset=preset, vae_from=vae_from and str(vae_from.absolute()))
     try:
-        if args.stage == "vae":
+        if stage == "vae":
             run.train_vae()
-        elif args.stage == "classifier":
+        elif stage == "classifier":
             run.train_classifier()
-        elif args.stage == "denoiser":
-            from .run import load_vae
-
-            run.train_denoiser(load_vae(args.vae_from or WEIGHTS / "unet.json").to(device))
+        elif stage == "denoiser":
+            run.train_denoiser(load_vae(vae_from or WEIGHTS / "unet.json").to(device))
         else:
-            print("\n" + summary(run.all(args.vae_from), folder))
+            print("\n" + summary(run.all(vae_from), folder))
     except (Interrupted, KeyboardInterrupt):
-        print(f"\nstopped; go on with: python -m ldm_minimal train {args.stage} --resume --out {folder}", file=sys.stderr)
+        print(f"\nstopped; go on with: python -m ldm_minimal train --resume --out {folder}", file=sys.stderr)
         return 130
+    except (OSError, Diverged):
+        print(f"\nthe last good state is kept in {folder}", file=sys.stderr)
+        raise
     return 0
-
-
-def read_config(known: dict, folder: Path):
-    """config.json's "config" -> RunConfig, strictly."""
-    from .run import SECTIONS, RunConfig
-
-    sections = {name: type(getattr(RunConfig(), name)) for name in known if name in [*SECTIONS.values(), "classifier"]}
-    whole = known | {name: config_from(kind, known[name], str(folder / "config.json")) for name, kind in sections.items()}
-    return config_from(RunConfig, whole, str(folder / "config.json"))
 
 
 def sample_config(args) -> SampleConfig:
@@ -191,7 +189,8 @@ def sample_config(args) -> SampleConfig:
 def run_sample(args) -> int:
     import numpy as np
 
-    from .run import bar, describe
+    from .report import describe
+    from .run import bar
 
     model, config = load_model(args), sample_config(args)
     ids = data.class_ids(args.classes or list(model.classes), model.dataset)
@@ -213,7 +212,7 @@ def run_sample(args) -> int:
 def run_reconstruct(args) -> int:
     from .evaluate import balanced, reconstruction_quality
 
-    model, test = load_model(args), None
+    model = load_model(args)
     test = data.load(model.dataset, "test")
     rebuilt, quality = reconstruction_quality(model, test.images)
     rows = balanced(test.labels, min(positive(args.n), len(test)))
@@ -248,7 +247,8 @@ def run_evaluate(args) -> int:
 
 def run_classic(args) -> int:
     from .evaluate import draw, reconstruction_quality
-    from .run import bar, describe
+    from .report import describe
+    from .run import bar
 
     model, config = load_model(args), sample_config(args)
     with bar(positive(args.n), "samples", "image") as progress:
@@ -271,16 +271,17 @@ def run_classic(args) -> int:
 
 def run_info(args) -> int:
     from .bench import minutes_to_expect
-    from .run import default_preset, device_name, versions
+    from .presets import default_preset
+    from .run import device_name, versions
 
     device = pick_device(args.device)
     precision, reason = pick_precision(device, args.precision)
     rows = versions() | {"device": device_name(device), "precision": f"{precision}: {reason}", "preset": default_preset(device)}
     for name in data.CLASSES:
         try:
-            rows[f"data, {name}"] = data.find(name, download=False)[1]
-        except data.DataError:
-            rows[f"data, {name}"] = "not on this machine; would be downloaded"
+            rows[f"data, {name}"] = data.load(name, download=False).source
+        except data.DataError as error:
+            rows[f"data, {name}"] = str(error)
     rows["minutes for `train`"] = minutes_to_expect(device, precision)
     for name, value in rows.items():
         print(f"{name:22} {value}")
@@ -299,5 +300,4 @@ def run_bench(args) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     sys.exit(main())

@@ -16,9 +16,9 @@ from .options import option
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    in_channels: int = option(1, "image channels")
+    in_channels: int = 1  # image channels
     channels: tuple[int, ...] = option((32, 64, 96), "channels per resolution; the last is the number of features")
-    num_classes: int = option(10, "number of classes")
+    num_classes: int = 10  # number of classes
 
 
 class Classifier(nn.Module):

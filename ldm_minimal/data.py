@@ -4,8 +4,8 @@
 The network sees x / 127.5 - 1 in [-1, 1]; to_uint8 is its inverse and rounds.
 
 The four files are looked for in this order: the folder $LDM_DATA; data/ in the project; the system's
-/usr/share/datasets; torchvision's download. If there is none, Fashion-MNIST falls back to the subset that ships with the
-package (the first 1,000 training and 200 test images of each class). Every file's checksum is verified.
+/usr/share/datasets; torchvision's download. Where there is none, the subset that ships with the package does: 10,000 + 2,000
+images of Fashion-MNIST (the first 1,000 and 200 of each class), 4,000 + 1,000 of MNIST. Every file's checksum is verified.
 """
 
 import gzip
@@ -38,13 +38,21 @@ CONTENTS = {
         "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
-    "mnist": {},
+    "mnist": {},  # MNIST's files are checked by torchvision's MD5 sums
 }
-SUBSET = {
-    "train-images-idx3-ubyte.gz": "d33512cfdc636a0d8972818e6659995be209a88891df7fa2109d7895922c8985",
-    "train-labels-idx1-ubyte.gz": "620cb8e3b9348037c5ff9a07b02d773ab165330e072dfd19e0d21c59f8042dcf",
-    "t10k-images-idx3-ubyte.gz": "15a92dd1e9b16ea361928086e77df4dfa890c255c00b5a8c8162c1040ce8eef1",
-    "t10k-labels-idx1-ubyte.gz": "234596aeb6eb48133ec99a62541f90bc0728c9559a681f1e0638037462458f2c",
+SUBSETS = {
+    "fashion-mnist": {
+        "train-images-idx3-ubyte.gz": "d33512cfdc636a0d8972818e6659995be209a88891df7fa2109d7895922c8985",
+        "train-labels-idx1-ubyte.gz": "620cb8e3b9348037c5ff9a07b02d773ab165330e072dfd19e0d21c59f8042dcf",
+        "t10k-images-idx3-ubyte.gz": "15a92dd1e9b16ea361928086e77df4dfa890c255c00b5a8c8162c1040ce8eef1",
+        "t10k-labels-idx1-ubyte.gz": "234596aeb6eb48133ec99a62541f90bc0728c9559a681f1e0638037462458f2c",
+    },
+    "mnist": {
+        "train-images-idx3-ubyte.gz": "f7fc79d1910d94e370217945ff37b1984980f0418e427c2a5f9f929e0705c977",
+        "train-labels-idx1-ubyte.gz": "9e9ecb8ff4ddc76244e95bddc2a2ac9136832e8cf72e2fc9ea18ace9c3d5c7fd",
+        "t10k-images-idx3-ubyte.gz": "53e8a35f0344f41c24be425bc3fb6c8665520130289c0fca047f8136ba8ba502",
+        "t10k-labels-idx1-ubyte.gz": "d6d5cd907c6a59432c286a98f67d1dfc33a1baf2ff2524bed5b6225269a6ac88",
+    },
 }
 
 
@@ -90,7 +98,7 @@ def find(name: str, download: bool = True) -> tuple[Path, str]:
         return all((folder / file).is_file() for file in wanted)
 
     if chosen := os.environ.get("LDM_DATA"):
-        for folder in (Path(chosen), Path(chosen) / name):
+        for folder in (Path(chosen) / name, Path(chosen)):
             if holds(folder):
                 return folder, f"LDM_DATA, {folder}"
         raise DataError(f"LDM_DATA is {chosen}, but {name} is not there: expected {', '.join(wanted)} "
@@ -101,10 +109,7 @@ def find(name: str, download: bool = True) -> tuple[Path, str]:
             return folder, source
     if download and fetch(name, cache):
         return cache, f"{cache}"
-    if name == "fashion-mnist":
-        return ASSETS / "fashion-mnist-subset", "the bundled subset: 10,000 training and 2,000 test images (no full copy found)"
-    raise DataError(f"{name} was not found and could not be downloaded. Put {', '.join(wanted)} into {cache}, "
-                    f"or set LDM_DATA to the folder that holds them.")
+    return ASSETS / f"{name}-subset", "the subset that ships with the package, because no full copy was found (README, Data)"
 
 
 def cache_folder() -> Path:
@@ -139,14 +144,14 @@ def fetch(name: str, folder: Path) -> bool:
 
 def read(path: Path, name: str) -> np.ndarray:
     """One idx file -> array of uint8. DataError names the file if it is truncated, altered or not what it says."""
-    packed, remedy = path.read_bytes(), f"Delete it and fetch it again, or point LDM_DATA at a good copy."
+    packed, remedy = path.read_bytes(), "Delete it and fetch it again, or point LDM_DATA at a good copy."
     try:
         content = gzip.decompress(packed)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{path} is not a complete gzip file ({error}). {remedy}") from None
     except Exception as error:  # zlib.error
         raise DataError(f"{path} is damaged ({error}). {remedy}") from None
-    known = {CONTENTS[name].get(path.name), SUBSET.get(path.name)}
+    known = {CONTENTS[name].get(path.name), SUBSETS[name].get(path.name)}
     if hashlib.sha256(content).hexdigest() not in known:
         if hashlib.md5(packed).hexdigest() != dict(SOURCES[name].resources)[path.name]:
             raise DataError(f"{path} is not the {name} file of that name: its checksum does not fit. {remedy}")

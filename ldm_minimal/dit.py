@@ -28,8 +28,8 @@ class DiTConfig:
     heads: int = option(5, "attention heads")
     patch: int = option(1, "side of a patch in latent pixels")
     mlp: int = option(4, "hidden width of the MLP, in token widths")
-    in_channels: int = option(4, "channels of what is denoised")
-    num_classes: int = option(10, "number of labels (label num_classes is the null label)")
+    in_channels: int = 4  # channels of what is denoised
+    num_classes: int = 10  # number of labels (label num_classes is the null label)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

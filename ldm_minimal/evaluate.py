@@ -43,10 +43,11 @@ def balanced(labels: Tensor, n: int, seed: int = 0) -> Tensor:
     return order[place[order].argsort(stable=True)][:n]
 
 
-def compare(features: Tensor, reference: Tensor) -> dict[str, float]:
-    """One row of the table: distances of a feature set to the reference."""
+def compare(features: Tensor, reference: Tensor, equal: Tensor) -> dict[str, float]:
+    """One row of the table. FD and KID against the whole reference; neighbour counts against `equal`, as many as `features`."""
     mean, spread = kid(features, reference)
-    return {"fd": frechet_distance(features, reference), "kid_x1000": 1000 * mean, "kid_spread_x1000": 1000 * spread} | prdc(reference, features)
+    row = {"fd": frechet_distance(features, reference), "kid_x1000": 1000 * mean, "kid_spread_x1000": 1000 * spread}
+    return row | prdc(equal, features)
 
 
 def reconstruction_quality(model: LatentDiffusion, images: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -91,7 +92,7 @@ def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, tes
     table, counts = {}, []
     for name, (images, wanted) in sets.items():
         features, predicted = classify(classifier, images)
-        table[name] = compare(features, reference) | {"class_accuracy": float((predicted == wanted).double().mean())}
+        table[name] = compare(features, reference, reference[test_rows]) | {"class_accuracy": float((predicted == wanted).double().mean())}
         if extra_features:
             other = extra_features(images)
             table[name]["inception_fid"] = frechet_distance(other, extra_reference)

@@ -5,7 +5,7 @@
 """
 
 import argparse
-from dataclasses import MISSING, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import get_args, get_origin, get_type_hints
 
 
@@ -20,25 +20,26 @@ def _parser_of(kind):
         return {"type": get_args(kind)[0], "nargs": "+"}
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    inner = [a for a in get_args(kind) if a is not type(None)]  # X | None
-    return {"type": inner[0] if inner else kind}
+    return {"type": kind}
 
 
-def add_options(parser: argparse.ArgumentParser, config_class, prefix: str = "") -> None:
-    """One flag for each field made by option(). A flag not given leaves no trace, so that a preset's value stands."""
-    hints = get_type_hints(config_class)
-    group = parser.add_argument_group(prefix or config_class.__name__)
-    for item in fields(config_class):
+def add_options(parser: argparse.ArgumentParser, config, prefix: str = "", title: str | None = None) -> None:
+    """One flag for each field of the instance `config` that was made by option(); its value is the default that is shown.
+
+    A flag not given leaves no trace in the namespace, so that the value of whichever preset was chosen stands.
+    """
+    hints = get_type_hints(type(config))
+    group = parser.add_argument_group(title or prefix or "options of the run")
+    for item in fields(config):
         if "help" not in item.metadata:
             continue
-        name = "-".join(filter(None, [prefix, item.name.replace("_", "-")]))
-        reader = _parser_of(hints[item.name])
-        shown = item.default if item.default is not MISSING else item.default_factory()
-        shown = " ".join(map(str, shown)) if isinstance(shown, tuple) else shown
+        reader, value = _parser_of(hints[item.name]), getattr(config, item.name)
         if "action" not in reader:
-            reader |= {"choices": item.metadata["choices"]}
+            reader["choices"] = item.metadata["choices"]
             if reader["choices"] is None:
                 reader["metavar"] = reader["type"].__name__.upper()
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        name = "-".join(filter(None, [prefix, item.name.replace("_", "-")]))
         group.add_argument(f"--{name}", dest=f"{prefix}.{item.name}", default=argparse.SUPPRESS,
                            help=f"{item.metadata['help']} (default: {shown})", **reader)
 

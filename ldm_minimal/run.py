@@ -16,93 +16,30 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from . import __version__, data, plot
-from .checkpoint import atomic, load_json, save_json, save_tensors, sha256
-from .classifier import Classifier, ClassifierConfig, classifier_loss
-from .denoiser import DenoiserConfig, draw_times
-from .dit import DiTConfig
+from . import __version__, data, report
+from .checkpoint import CheckpointError, atomic, load_json, save_json, save_tensors, sha256
+from .classifier import Classifier, classifier_loss
+from .denoiser import draw_times
 from .ema import EMA
-from .evaluate import as_table, classify, evaluate, reconstruct
+from .evaluate import classify, evaluate
 from .latents import draw_latents, encode_moments, latent_scale
-from .options import option
 from .pipeline import (
-    NETS, WEIGHTS, LatentDiffusion, SampleConfig, build_denoiser, config_from, load_classifier, load_weights,
+    NETS, WEIGHTS, LatentDiffusion, build_denoiser, config_from, load_classifier, load_weights,
 )
+from .presets import RunConfig
 from .train import Meter, TrainConfig, TrainState, compile_or_not, train
-from .unet import UNetConfig
 from .vae import VAE, VAEConfig, vae_loss
 
 STAGES = ("vae", "denoiser", "classifier")
 LOG_EVERY = 50  # steps
 SAVE_EVERY = 60  # seconds
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    dataset: str = option("fashion-mnist", "data set", tuple(data.CLASSES))
-    net: str = option("unet", "denoiser network", tuple(NETS))
-    seed: int = option(0, "seed of weights, batches and noise")
-    samples: int = option(2000, "samples drawn for the metrics at the end")
-    vae: VAEConfig = field(default=VAEConfig())
-    vae_train: TrainConfig = field(default=TrainConfig(steps=1100, lr=2e-3, clip=2000.0))
-    unet: UNetConfig = field(default=UNetConfig())
-    dit: DiTConfig = field(default=DiTConfig())
-    denoiser: DenoiserConfig = field(default=DenoiserConfig())
-    denoiser_train: TrainConfig = field(default=TrainConfig(steps=2200))
-    classifier: ClassifierConfig = field(default=ClassifierConfig())
-    classifier_train: TrainConfig = field(default=TrainConfig(steps=2000, lr=2e-3))
-    sample: SampleConfig = field(default=SampleConfig())
-
-    def __post_init__(self):
-        if self.samples < 20:
-            raise ValueError(f"samples must be at least 20 to be compared with the data, got {self.samples}")
-
-
-SECTIONS = {  # flag prefix: name of the section in RunConfig
-    "vae": "vae", "vae-train": "vae_train", "unet": "unet", "dit": "dit", "denoiser": "denoiser",
-    "denoiser-train": "denoiser_train", "classifier-train": "classifier_train", "sample": "sample",
-}
-
-PRESETS = {
-    # two CPU cores: about 8 minutes with native bfloat16; see `minutes` in TrainConfig for slower machines
-    "cpu": RunConfig(
-        vae_train=TrainConfig(steps=1100, batch=128, lr=2e-3, clip=2000.0, minutes=3.0),
-        denoiser_train=TrainConfig(steps=2200, batch=128, lr=1e-3, ema=0.999, minutes=5.0),
-    ),
-    # a T4 in at most 15 minutes (an estimate: see README)
-    "t4": RunConfig(
-        samples=10_000,
-        vae_train=TrainConfig(steps=6000, batch=128, lr=2e-3, clip=2000.0, warmup=200),
-        denoiser_train=TrainConfig(steps=14_000, batch=256, lr=1e-3, ema=0.9995, warmup=500),
-    ),
-    # the weights that ship with the package: an hour and a half on two CPU cores with native bfloat16
-    "release": RunConfig(
-        samples=10_000,
-        vae_train=TrainConfig(steps=4500, batch=128, lr=2e-3, clip=2000.0, warmup=200),
-        denoiser_train=TrainConfig(steps=12_000, batch=128, lr=1e-3, ema=0.9995, warmup=500),
-        classifier_train=TrainConfig(steps=3000, batch=128, lr=2e-3, warmup=200),
-    ),
-    # seconds; shows that everything runs, not that it learns
-    "tiny": RunConfig(
-        samples=60,
-        vae=VAEConfig(channels=(16, 16, 32)), vae_train=TrainConfig(steps=30, batch=32, lr=2e-3, clip=2000.0, warmup=5),
-        unet=UNetConfig(channels=(16, 32), blocks=1), dit=DiTConfig(width=32, depth=2, heads=2),
-        denoiser_train=TrainConfig(steps=40, batch=32, warmup=5),
-        classifier_train=TrainConfig(steps=20, batch=32, warmup=5),
-        sample=SampleConfig(steps=4),
-    ),
-}
-
-
-def default_preset(device: torch.device) -> str:
-    return "t4" if device.type == "cuda" else "cpu"
 
 
 def versions() -> dict[str, str]:
@@ -150,17 +87,26 @@ class Run:
         self.images: data.Dataset = data.load(config.dataset, "train")
         self.test: data.Dataset = data.load(config.dataset, "test")
         print(f"data       {len(self.images)} + {len(self.test)} images, {self.images.source}", flush=True)
+        for leftover in folder.glob(".*.part*"):  # of a process that was killed while it wrote
+            leftover.unlink()
 
     # -- the folder ---------------------------------------------------------------------------------------------
 
-    def start(self, preset: str, command: str) -> None:
-        """Write config.json: from here on the folder is a run that can be resumed."""
+    def start(self, **more) -> None:
+        """Write config.json: from here on the folder is a run that can be resumed. FileExistsError if it is one already."""
         if self.folder.exists() and any(self.folder.iterdir()):
             raise FileExistsError(f"{self.folder} exists and is not empty: choose another --out, or go on with it: --resume --out {self.folder}")
-        save_json(self.folder / "config.json", {
-            "command": command, "preset": preset, "precision": self.precision, "device": device_name(self.device),
-            "versions": versions(), "data": {"source": self.images.source, "sha256": self.images.sha256}, "config": asdict(self.config),
+        save_json(self.folder / "config.json", more | {
+            "precision": self.precision, "device": device_name(self.device), "versions": versions(),
+            "data": {"source": self.images.source, "sha256": self.images.sha256}, "config": asdict(self.config),
         })
+
+    def check_data(self) -> None:
+        """Before going on: the data must be what the run began with."""
+        began = load_json(self.folder / "config.json")["data"]
+        if began["sha256"] != self.images.sha256:
+            raise CheckpointError(f"{self.folder} was begun on other data ({began['source']}) than what is found now "
+                                  f"({self.images.source}); set LDM_DATA to the former to go on")
 
     def log(self, entry: dict) -> None:
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
@@ -276,6 +222,10 @@ class Run:
         kind, _ = NETS[config.net]
         net = kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
         denoiser = build_denoiser(net, config.denoiser)
+        if self.compile:
+            shape = (config.denoiser_train.batch, *moments.shape[2:])
+            zt, y = torch.zeros(shape, device=self.device), labels.new_zeros(shape[0])
+            print(f"denoiser   {compile_or_not(denoiser.to(self.device).net, zt, zt[:, 0, 0, 0], y)}", flush=True)
         trained = self.stage("denoiser", denoiser, objective, config.denoiser_train).model
         last = self.entries("denoiser")[-1]
         meta = {"command": load_json(self.folder / "config.json")["command"], "seed": config.seed, "steps": last["step"],
@@ -305,45 +255,15 @@ class Run:
         save_json(path, {"classifier": asdict(self.config.classifier), "test_accuracy": accuracy})
         return classifier
 
-    # -- what comes out -----------------------------------------------------------------------------------------
-
-    def pictures(self, model: LatentDiffusion) -> None:
-        """reconstructions.png, samples.png, filmstrip.png, curves.png."""
-        classes, options = model.classes, asdict(self.config.sample)
-        first = torch.cat([(self.test.labels == c).nonzero()[:1, 0] for c in range(len(classes))])  # one of each class
-        originals = self.test.images[first]
-        pairs = torch.cat([originals, reconstruct(model, originals)])
-        plot.save_figure(plot.image_grid(pairs, 2, ("image", "rebuilt"), title="Test images and their reconstructions"), self.folder / "reconstructions.png")
-        labels = torch.arange(len(classes)).repeat_interleave(10)
-        samples = model.sample(labels, **options)
-        plot.save_figure(plot.image_grid(samples, len(classes), classes, title=describe(self.config.sample)), self.folder / "samples.png")
-        plot.save_figure(filmstrip(model, self.config.sample), self.folder / "filmstrip.png")
-        plot.save_figure(self.curves(), self.folder / "curves.png")
-
-    def curves(self):
-        panels = {}
-        for stage, keys, title in (("vae", ("reconstruction", "kl"), "VAE: reconstruction and KL, nats per image"),
-                                   ("denoiser", ("loss", "eps_mse"), "Denoiser: training loss"), ("classifier", ("loss",), "Classifier")):
-            entries = self.entries(stage)
-            if entries:
-                steps = [e["step"] for e in entries]
-                panels[title] = {k.replace("eps_mse", "noise prediction"): (steps, [e[k] for e in entries]) for k in keys}
-            if entries and "by_t" in entries[0]:
-                panels["Noise-prediction error by t"] = {
-                    f"t in {i / Meter.T_BINS:.1f} ... {(i + 1) / Meter.T_BINS:.1f}": (steps, [e["by_t"][i] for e in entries]) for i in range(Meter.T_BINS)}
-        return plot.curves(panels, log_y=tuple(panels))
-
     def measure(self, model: LatentDiffusion) -> dict:
-        """metrics.json: the evaluation of evaluate.py for config.samples images, and the seconds of each stage."""
+        """metrics.json: the table of evaluate.py for config.samples images, and the seconds of each stage."""
         path = WEIGHTS / f"classifier-{self.config.dataset}.json"
         classifier = load_classifier(path).to(self.device) if path.is_file() else self.train_classifier()
         n = min(self.config.samples, len(self.test))
         with bar(n, "samples", "image") as progress:
             result = evaluate(model, classifier, self.images, self.test, n, self.config.sample, progress=progress.update)
-        for stage in STAGES:
-            entries = self.entries(stage)
-            if entries:
-                result.setdefault("training", {})[stage] = {"steps": entries[-1]["step"], "seconds": entries[-1]["seconds"], "loss": entries[-1]["loss"]}
+        last = {stage: entries[-1] for stage in STAGES if (entries := self.entries(stage))}
+        result["training"] = {stage: {key: entry[key] for key in ("step", "seconds", "loss")} for stage, entry in last.items()}
         save_json(self.folder / "metrics.json", result)
         return result
 
@@ -351,25 +271,9 @@ class Run:
         """Every stage that is not done yet; returns the metrics."""
         vae = load_vae(vae_from).to(self.device) if vae_from else self.train_vae()
         model = self.train_denoiser(vae).to(self.device, self.precision)
-        self.pictures(model)
+        report.pictures(model, self.test, self.config.sample, self.folder)
+        report.save_figure(report.training_curves({stage: self.entries(stage) for stage in STAGES}), self.folder / "curves.png")
         return self.measure(model)
-
-
-def filmstrip(model: LatentDiffusion, config: SampleConfig):
-    """One denoising run from noise to image, decoded as it goes: z_t above, the estimate of z0 below; three classes."""
-    labels = torch.tensor([7, 8, 0])  # Sneaker, Bag, T-shirt
-    frames = list(model.trajectory(labels, [0, 1, 2], config.steps, config.guidance, config.solver, config.seed, config.interval, config.spacing))
-    shown = sorted({round(i * (len(frames) - 1) / 9) for i in range(10)})
-    rows, names = [], []
-    for i in range(len(labels)):
-        for part, name in ((0, "z_t"), (1, "estimate")):
-            rows += [model.decode(frames[k][part][i : i + 1]) for k in shown]
-            names.append(f"{model.classes[labels[i]]}: {name}")
-    return plot.image_grid(torch.cat(rows), len(names), names, [f"step {k + 1}" for k in shown], title="From noise to image, decoded at each step")
-
-
-def describe(config: SampleConfig) -> str:
-    return f"{config.steps} steps of {config.solver}, guidance {config.guidance:g}"
 
 
 def device_name(device: torch.device) -> str:
@@ -385,22 +289,3 @@ def load_vae(path) -> VAE:
     vae = VAE(config_from(VAEConfig, load_json(path).get("vae"), str(path)))
     load_weights(vae, path.parent / "vae.safetensors")
     return vae.eval().requires_grad_(False)
-
-
-def summary(result: dict, folder: Path) -> str:
-    """What came out, in words."""
-    samples, floor, ceiling = (result["table"][k] for k in ("samples", "floor", "ceiling"))
-    counts = result["classes_found"]
-    rarest = min(counts, key=counts.get)
-    minutes = sum(stage["seconds"] for stage in result.get("training", {}).values()) / 60
-    return "\n".join([
-        as_table(result),
-        "",
-        f"The autoencoder rebuilds test images at {result['reconstruction']['psnr_db']:.1f} dB PSNR (SSIM {result['reconstruction']['ssim']:.3f}).",
-        f"Against the {result['reference']}, {result['n']} samples are at a Frechet distance of {samples['fd']:.2f} on our own classifier's",
-        f"features, where real training images are at {floor['fd']:.2f} and mere reconstructions at {ceiling['fd']:.2f}.",
-        f"The classifier agrees with the asked-for class on {100 * samples['class_accuracy']:.0f} % of the samples; "
-        f"the class it finds least often is {rarest} ({counts[rarest]} of {result['n']}).",
-        f"Distance to the nearest training image, samples over test images: {result['memorisation']:.2f} (far below 1 would mean copying).",
-        f"Training took {minutes:.1f} minutes. Everything is in {folder}.",
-    ])

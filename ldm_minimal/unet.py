@@ -28,8 +28,8 @@ class UNetConfig:
     channels: tuple[int, ...] = option((96, 192), "channels per resolution; each further entry halves the latent")
     blocks: int = option(2, "residual blocks per resolution on the way down (one more on the way up)")
     attention: bool = option(True, "attention at the lowest resolution")
-    in_channels: int = option(4, "channels of what is denoised")
-    num_classes: int = option(10, "number of labels (label num_classes is the null label)")
+    in_channels: int = 4  # channels of what is denoised
+    num_classes: int = 10  # number of labels (label num_classes is the null label)
 
 
 class UNet(nn.Module):

@@ -45,7 +45,7 @@ class DiagonalGaussian:
 
 @dataclass(frozen=True)
 class VAEConfig:
-    in_channels: int = option(1, "image channels")
+    in_channels: int = 1  # image channels
     channels: tuple[int, ...] = option((32, 64, 128), "channels per resolution; each further entry halves the image")
     blocks: int = option(1, "residual blocks per resolution")
     latent_channels: int = option(4, "channels of the latent")

@@ -1,0 +1,39 @@
+# Two commands do everything, set-up included:  make train   make test
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+
+.PHONY: help setup train test mutants lab bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@echo 'Options go into ARGS:  make train ARGS="--preset cpu --seed 1"'
+
+setup: $(VENV)/ready  ## make the virtual environment and install everything into it
+
+$(VENV)/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+train: setup  ## train a complete latent diffusion model (ten minutes on two CPU cores)
+	$(BIN)/python -m ldm_minimal train $(ARGS)
+
+test: setup  ## run every test, and a sample of the mutants
+	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python tests/mutants.py --sample 6
+
+mutants: setup  ## put each known bug into a copy, and see that the tests find it
+	$(BIN)/python tests/mutants.py
+
+lab: setup  ## JupyterLab on the notebooks
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+bench: setup  ## measure speed on this machine
+	$(BIN)/python -m ldm_minimal bench $(ARGS)
+
+clean:  ## remove the virtual environment and caches (runs stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache

@@ -1,0 +1,83 @@
+"""What a run is made of, as one frozen dataclass, and the budgets that ship: cpu, t4, release, tiny."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .classifier import ClassifierConfig
+from .data import CLASSES
+from .denoiser import DenoiserConfig
+from .dit import DiTConfig
+from .options import option
+from .pipeline import NETS, SampleConfig, config_from
+from .train import TrainConfig
+from .unet import UNetConfig
+from .vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dataset: str = option("fashion-mnist", "data set", tuple(CLASSES))
+    net: str = option("unet", "denoiser network", tuple(NETS))
+    seed: int = option(0, "seed of weights, batches and noise")
+    samples: int = option(2000, "samples drawn for the metrics at the end")
+    vae: VAEConfig = field(default=VAEConfig())
+    vae_train: TrainConfig = field(default=TrainConfig(steps=1100, lr=2e-3, clip=2000.0))
+    unet: UNetConfig = field(default=UNetConfig())
+    dit: DiTConfig = field(default=DiTConfig())
+    denoiser: DenoiserConfig = field(default=DenoiserConfig())
+    denoiser_train: TrainConfig = field(default=TrainConfig(steps=2200))
+    classifier: ClassifierConfig = field(default=ClassifierConfig())
+    classifier_train: TrainConfig = field(default=TrainConfig(steps=2000, lr=2e-3))
+    sample: SampleConfig = field(default=SampleConfig())
+
+    def __post_init__(self):
+        if self.samples < 20:
+            raise ValueError(f"samples must be at least 20 to be compared with the data, got {self.samples}")
+
+
+SECTIONS = {  # flag prefix: name of the section in RunConfig
+    "vae": "vae", "vae-train": "vae_train", "unet": "unet", "dit": "dit", "denoiser": "denoiser",
+    "denoiser-train": "denoiser_train", "classifier-train": "classifier_train", "sample": "sample",
+}
+
+PRESETS = {
+    # two CPU cores: about 8 minutes with native bfloat16; see `minutes` in TrainConfig for slower machines
+    "cpu": RunConfig(
+        vae_train=TrainConfig(steps=1100, batch=128, lr=2e-3, clip=2000.0, minutes=3.0),
+        denoiser_train=TrainConfig(steps=2200, batch=128, lr=1e-3, ema=0.999, minutes=5.0),
+    ),
+    # a T4 in at most 15 minutes (an estimate: see README)
+    "t4": RunConfig(
+        samples=10_000,
+        vae_train=TrainConfig(steps=6000, batch=128, lr=2e-3, clip=2000.0, warmup=200),
+        denoiser_train=TrainConfig(steps=14_000, batch=256, lr=1e-3, ema=0.9995, warmup=500),
+    ),
+    # the weights that ship with the package: an hour and a half on two CPU cores with native bfloat16
+    "release": RunConfig(
+        samples=10_000,
+        vae_train=TrainConfig(steps=4500, batch=128, lr=2e-3, clip=2000.0, warmup=200),
+        denoiser_train=TrainConfig(steps=12_000, batch=128, lr=1e-3, ema=0.9995, warmup=500),
+        classifier_train=TrainConfig(steps=3000, batch=128, lr=2e-3, warmup=200),
+    ),
+    # seconds; shows that everything runs, not that it learns
+    "tiny": RunConfig(
+        samples=60,
+        vae=VAEConfig(channels=(16, 16, 32)), vae_train=TrainConfig(steps=30, batch=32, lr=2e-3, clip=2000.0, warmup=5),
+        unet=UNetConfig(channels=(16, 32), blocks=1), dit=DiTConfig(width=32, depth=2, heads=2),
+        denoiser_train=TrainConfig(steps=40, batch=32, warmup=5),
+        classifier_train=TrainConfig(steps=20, batch=32, warmup=5),
+        sample=SampleConfig(steps=4),
+    ),
+}
+
+
+def default_preset(device: torch.device) -> str:
+    return "t4" if device.type == "cuda" else "cpu"
+
+
+def read_config(known: dict, where: str) -> RunConfig:
+    """The "config" of a config.json -> RunConfig; CheckpointError names what does not fit."""
+    kinds = {name: type(value) for name, value in vars(RunConfig()).items() if name in {*SECTIONS.values(), "classifier"}}
+    whole = known | {name: config_from(kind, known.get(name), where) for name, kind in kinds.items()}
+    return config_from(RunConfig, whole, where)
