@@ -57,6 +57,9 @@ def config_from(config_class, data: dict, where: str):
         kinds = (int, float) if isinstance(item.default, float) else type(item.default)
         if not isinstance(values[name], kinds) or (isinstance(values[name], bool) and not isinstance(item.default, bool)):
             raise CheckpointError(f"{where}: {name} must be like {item.default!r}, found {values[name]!r}")
+        choices = item.metadata.get("choices")
+        if choices and values[name] not in choices:
+            raise CheckpointError(f"{where}: unknown {name} {values[name]!r}, choose from {', '.join(choices)}")
     return config_class(**values)
 
 

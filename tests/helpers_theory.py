@@ -1,7 +1,7 @@
 """Closed forms and tiny networks that several test files share.
 
-For data z0 ~ N(m, s^2) the marginal of z_t is N(alpha m, alpha^2 s^2 + sigma^2). So the best denoiser E[z0 | z_t] and the
-map of the probability-flow ODE are known exactly, and a sampler can be tested without a trained network.
+For data z0 ~ N(m, s^2) the marginal of z_t is N(alpha m, alpha^2 s^2 + sigma^2). So the best denoiser E[z0 | z_t] and
+the map of the probability-flow ODE are known exactly, and a sampler can be tested without a trained network.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """The latents of a data set: moments in order, one scale from all of them, and fresh samples of unit variance.
 
-Random tests use fixed seeds and bands of at least 5.5 standard errors: with other seeds, fewer than 1 in 10^6 would fail.
+Random tests use fixed seeds and bands of at least 5.5 standard errors: with other seeds, fewer than one in a million
+would fail.
 """
 
 from types import GeneratorType

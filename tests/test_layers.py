@@ -1,6 +1,7 @@
-"""The building blocks: what each one computes, that it starts as the identity, and that height and width keep their places.
+"""The building blocks: what each one computes, and that it starts as the identity.
 
-Where diffusers has the same block with the same conventions, ours gives the same numbers with the same weights.
+Height and width keep their places. Where diffusers has the same block with the same conventions, ours gives the same
+numbers with the same weights.
 """
 
 import pytest
@@ -127,16 +128,18 @@ def copy(ours, theirs):
 
 
 @pytest.mark.parametrize("channels, emb_dim", [((16, 16), None), ((16, 24), None), ((16, 16), 10), ((16, 24), 10)])
-@pytest.mark.parametrize("std", [1.0, 1e-3], ids=["unit input", "tiny input"])  # a tiny input tells eps = 1e-6 from 1e-5
+@pytest.mark.parametrize("std", [1.0, 1e-3], ids=["unit input", "tiny input"])  # the tiny one tells eps 1e-6 from 1e-5
 def test_the_residual_block_equals_that_of_diffusers(channels, emb_dim, std):
     resnet = pytest.importorskip("diffusers.models.resnet")
     into, out = channels
     ours = shake(ResBlock(into, out, emb_dim))
     theirs = resnet.ResnetBlock2D(
         in_channels=into, out_channels=out, temb_channels=emb_dim, groups=ours.norm1.num_groups,
-        groups_out=ours.norm2.num_groups, eps=1e-6, non_linearity="swish", time_embedding_norm="scale_shift" if emb_dim else "default",
+        groups_out=ours.norm2.num_groups, eps=1e-6, non_linearity="swish",
+        time_embedding_norm="scale_shift" if emb_dim else "default",
     ).eval()
-    copy(ours.norm1, theirs.norm1), copy(ours.conv1, theirs.conv1), copy(ours.norm2, theirs.norm2), copy(ours.conv2, theirs.conv2)
+    for name in ("norm1", "conv1", "norm2", "conv2"):
+        copy(getattr(ours, name), getattr(theirs, name))
     if emb_dim:
         copy(ours.emb, theirs.time_emb_proj)
     if into != out:
@@ -191,8 +194,8 @@ def test_attention_equals_that_of_diffusers(heads, size):
     width = 8 * heads
     ours = shake(Attention(width, head_dim=8), std=0.4)
     theirs = processor.Attention(
-        width, heads=heads, dim_head=8, bias=True, eps=1e-6, norm_num_groups=ours.norm.num_groups, residual_connection=True,
-        _from_deprecated_attn_block=True,
+        width, heads=heads, dim_head=8, bias=True, eps=1e-6, norm_num_groups=ours.norm.num_groups,
+        residual_connection=True, _from_deprecated_attn_block=True,
     ).eval()
     copy(ours.norm, theirs.group_norm), copy(ours.project, theirs.to_out[0])
     parts = zip(ours.qkv.weight.data.chunk(3), ours.qkv.bias.data.chunk(3), (theirs.to_q, theirs.to_k, theirs.to_v))

@@ -1,6 +1,7 @@
-"""U-Net and DiT under one call, net(zt, t, y) -> like zt: zero at the start, any size, no batch statistics, all inputs used.
+"""U-Net and DiT under one call, net(zt, t, y) -> like zt.
 
-Every test of the first part runs on both networks, at two depths or two patch sizes each.
+Zero at the start, any size, no batch statistics, every input used. The tests of the first part run on both networks,
+at two depths or two patch sizes each.
 """
 
 import pytest
@@ -303,7 +304,8 @@ def test_the_position_of_each_patch_is_its_row_then_its_column():
 
 def test_positions_are_whole_numbers_in_the_time_embeddings_formula():
     angles = torch.arange(64, dtype=torch.float64)[:, None] * 10_000 ** (-torch.arange(4, dtype=torch.float64) / 4)
-    torch.testing.assert_close(position_table(64, 8).double(), torch.cat([angles.cos(), angles.sin()], 1), atol=2e-5, rtol=0)
+    expected = torch.cat([angles.cos(), angles.sin()], dim=1)
+    torch.testing.assert_close(position_table(64, 8).double(), expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("axis", [2, 3], ids=["rows", "columns"])
@@ -365,7 +367,8 @@ def test_every_modulation_of_the_dit_starts_at_zero_and_so_does_its_output():
     for layer in [net.out, net.modulation, *(block.modulation for block in net.blocks)]:
         assert not layer.weight.any() and not layer.bias.any()
     for block in net.blocks:
-        assert block.qkv.weight.any() and block.project.weight.any() and block.mlp[0].weight.any() and block.mlp[2].weight.any()
+        for layer in (block.qkv, block.project, block.mlp[0], block.mlp[2]):
+            assert layer.weight.any()
 
 
 def test_a_dit_block_is_the_identity_at_the_start():

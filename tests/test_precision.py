@@ -17,6 +17,7 @@ def gpu(monkeypatch):
     """gpu((7, 5)): from now on PyTorch sees a GPU of that compute capability, which claims to support bf16."""
     def show(capability):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a, **k: capability)
 
@@ -26,6 +27,7 @@ def gpu(monkeypatch):
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
 @pytest.mark.parametrize("capability", [(6, 0), (7, 0), (7, 5)], ids=str)
@@ -79,6 +81,13 @@ def test_a_gpu_that_is_not_there_is_refused(no_gpu):
     for name in ("cuda", "cuda:1"):
         with pytest.raises(ValueError, match=f"{name}.*no GPU"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu0"])
+def test_a_device_that_no_one_knows_is_refused(name):
+    with pytest.raises(ValueError) as error:
+        pick_device(name)
+    assert repr(name) in str(error.value) and "cuda" in str(error.value)
 
 
 def test_the_device_is_the_gpu_where_there_is_one(gpu):

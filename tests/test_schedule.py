@@ -1,6 +1,6 @@
-"""The noise schedules hold their boundary values and identities, keep their digits near t = 0, and agree with the published
-formulas, written out here a second time. from_betas has T + 1 knots with alpha_bar_0 = 1. Time grids fall, in float64, and
-N steps are N + 1 times."""
+"""The noise schedules hold their boundary values and identities, keep their digits near t = 0, and agree with the
+published formulas, written out here a second time. from_betas has T + 1 knots with alpha_bar_0 = 1. Time grids fall, in
+float64, and N steps are N + 1 times."""
 
 from math import cos, log, pi
 
@@ -34,7 +34,9 @@ def test_data_at_time_zero_are_free_of_noise(name, dtype):
     assert alpha.item() == 1 and sigma.item() == 0
 
 
-@pytest.mark.parametrize("name, alpha_end", [("cosine", 0), ("linear", 0), ("sigmoid", 0), ("vp", 6.57e-3), ("ddpm", 6.35e-3)])
+@pytest.mark.parametrize("name, alpha_end", [
+    ("cosine", 0), ("linear", 0), ("sigmoid", 0), ("vp", 6.57e-3), ("ddpm", 6.35e-3),
+])
 def test_at_time_one_the_signal_is_gone_or_nearly_gone(name, alpha_end):
     alpha, sigma = SCHEDULES[name](times64(1.0))
     assert 0 <= alpha.item() == pytest.approx(alpha_end, abs=1e-5)
@@ -269,7 +271,9 @@ def test_steps_that_are_no_whole_number_above_zero_raise(steps):
         time_grid(steps)
 
 
-@pytest.mark.parametrize("start, end", [(0.0, 0.0), (0.5, 0.5), (0.2, 0.8), (1.1, 0.0), (1.0, -0.1), (float("nan"), 0.0)])
+@pytest.mark.parametrize("start, end", [
+    (0.0, 0.0), (0.5, 0.5), (0.2, 0.8), (1.1, 0.0), (1.0, -0.1), (float("nan"), 0.0),
+])
 def test_a_grid_that_does_not_fall_inside_zero_to_one_raises(start, end):
     with pytest.raises(ValueError, match=f"start={start} and end={end}"):
         time_grid(5, start=start, end=end)
@@ -283,7 +287,7 @@ def test_an_unknown_spacing_raises_and_the_known_ones_are_named():
 # ---------------------------------------------------------------------------------------------- facts about schedules
 
 def test_where_the_eps_target_amplifies_errors():
-    """z0 = (z_t - sigma out) / alpha: an error of `out` grows by sigma / alpha, 157x at DDPM's end, 637x for cosine at .999."""
+    """z0 = (z_t - sigma out) / alpha: an error grows by sigma / alpha, 157x at DDPM's end, 637x for cosine at 0.999."""
     assert torch.exp(-log_snr(*ddpm(times64(1.0)))).item() == pytest.approx(157, abs=0.6)
     assert torch.exp(-log_snr(*cosine(times64(0.999)))).item() == pytest.approx(637, abs=0.6)
 

@@ -1,0 +1,248 @@
+"""The command line as a user meets it: the whole run, resume after a kill, exit codes, and clear words for wrong input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ldm_minimal import run as run_module
+from ldm_minimal.__main__ import main
+from ldm_minimal.checkpoint import load_json, load_tensors
+from ldm_minimal.plot import as_gray
+
+TINY = ["train", "--preset", "tiny", "--precision", "fp32"]
+SMALLER = ["--vae-train-steps", "6", "--denoiser-train-steps", "8"]
+
+
+def png_size(path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n", f"{path} is no PNG"
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+
+
+def fails(capsys, argv, code, *words):
+    assert main([str(a) for a in argv]) == code
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error, f"{word!r} is not in: {error}"
+    assert "Traceback" not in error
+
+
+# -- the main job -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_everything_it_promises(tiny_run):
+    for name in ("vae.safetensors", "denoiser.safetensors", "model.json", "config.json", "log.jsonl", "metrics.json"):
+        assert (tiny_run / name).stat().st_size > 100
+    for name in ("samples.png", "reconstructions.png", "curves.png", "filmstrip.png"):
+        assert min(png_size(tiny_run / name)) > 50
+    model, config = load_json(tiny_run / "model.json"), load_json(tiny_run / "config.json")
+    assert model["meta"]["seed"] == 0 and model["meta"]["steps"] == 40 and len(model["meta"]["data"]["sha256"]) == 64
+    assert model["latent_shape"] == [4, 7, 7] and model["latent_scale"] > 0 and model["denoiser"]["target"] == "v"
+    assert config["versions"]["torch"] == torch.__version__ and config["config"]["vae_train"]["steps"] == 30
+    log = [json.loads(line) for line in (tiny_run / "log.jsonl").read_text().splitlines()]
+    last = [e for e in log if e["stage"] == "denoiser"][-1]
+    assert last["step"] == 40 and len(last["by_t"]) == 5 and 0 < last["eps_mse"] < last["loss"] < 2
+
+
+def test_the_metrics_hold_the_whole_protocol(tiny_run):
+    metrics = load_json(tiny_run / "metrics.json")
+    assert list(metrics["table"]) == ["floor", "ceiling", "samples", "noise"]
+    for row in metrics["table"].values():
+        assert {"fd", "kid_x1000", "precision", "recall", "density", "coverage", "class_accuracy"} <= row.keys()
+    assert metrics["table"]["floor"]["fd"] < metrics["table"]["samples"]["fd"] < metrics["table"]["noise"]["fd"]
+    assert sum(metrics["classes_found"].values()) == metrics["n"] == 60
+    assert 5 < metrics["reconstruction"]["psnr_db"] < 40 and 0 < metrics["reconstruction"]["ssim"] < 1
+    assert metrics["sampling"]["evaluations_per_image"] == 4 and metrics["memorisation"] > 0
+
+
+def test_an_existing_folder_is_never_overwritten(tiny_run, capsys):
+    before = {p.name: p.stat().st_mtime_ns for p in tiny_run.iterdir()}
+    fails(capsys, [*TINY, "--out", tiny_run], 2, "exists and is not empty", "--resume")
+    assert before == {p.name: p.stat().st_mtime_ns for p in tiny_run.iterdir()}
+
+
+def test_without_out_each_run_gets_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main([*TINY, *SMALLER, "--samples", "20"]) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["fashion-mnist-tiny", "fashion-mnist-tiny-2"]
+
+
+def steps_logged(folder, stage) -> int:
+    path = folder / "log.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return max([json.loads(line)["step"] for line in lines if json.loads(line)["stage"] == stage], default=0)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_stopped_in_the_middle_and_resumed_ends_with_the_same_weights(tmp_path, blow):
+    steps = ["--vae-train-steps", "4", "--denoiser-train-steps", "400"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    # the state is written every 0 seconds instead of every 60, so that a kill finds one; nothing else differs
+    code = "import ldm_minimal.run as r, sys; r.SAVE_EVERY = 0; from ldm_minimal.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    call = [sys.executable, "-c", code, *TINY, "--samples", "20", *steps, "--out", str(broken)]
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.time() + 120
+    while steps_logged(broken, "denoiser") < 50 and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(blow)
+    error = process.communicate()[1]
+    assert not (broken / "model.json").exists(), "the run was over before it could be stopped"
+    if blow != signal.SIGKILL:
+        assert process.returncode == 130 and f"--resume --out {broken}" in error
+    stopped_at = load_tensors(broken / "denoiser.state.safetensors")[1]["step"]
+    assert 0 < stopped_at < 400
+    assert main(["train", "--resume", "--out", str(broken)]) == 0
+    assert main([*TINY, "--samples", "20", *steps, "--out", str(whole)]) == 0
+    for name in ("vae.safetensors", "denoiser.safetensors"):
+        a, b = load_tensors(whole / name)[0], load_tensors(broken / name)[0]
+        assert all(torch.equal(a[k], b[k]) for k in a), f"{name} differs"
+    assert steps_logged(broken, "denoiser") == 400
+    numbers = [json.loads(line)["step"] for line in (broken / "log.jsonl").read_text().splitlines() if "denoiser" in line]
+    assert numbers == sorted(set(numbers)), "no step stands in the log twice"
+
+
+def test_resume_refuses_changed_options_and_changed_data(tiny_run, tmp_path, capsys, monkeypatch):
+    fails(capsys, ["train", "--resume", "--out", tiny_run, "--seed", "3"], 2, "keeps its options", "seed")
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    config = load_json(copy / "config.json")
+    config["data"]["sha256"] = "0" * 64
+    (copy / "config.json").write_text(json.dumps(config))
+    fails(capsys, ["train", "--resume", "--out", copy], 1, "other data")
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["train", "--resume"], 2, "no unfinished run")
+
+
+def test_a_diverging_run_stops_names_the_step_and_keeps_its_last_state(tmp_path, capsys):
+    folder = tmp_path / "run"
+    fails(capsys, [*TINY, "--vae-train-lr", "1e30", "--vae-train-clip", "1e30", "--out", folder], 1, "step", "not finite", "last good state")
+    assert not (folder / "vae.safetensors").exists()
+
+
+def test_a_slow_machine_takes_fewer_steps_and_says_so(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*TINY, "vae", "--vae-train-minutes", "0.0005", "--vae-train-steps", "5000", "--out", str(folder)]) == 0
+    assert "instead of 5000" in capsys.readouterr().out
+    assert load_tensors(folder / "vae.state.safetensors")[1]["more"]["steps"] < 500
+
+
+def test_the_students_variant_is_flags_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_DATA", str(run_module.data.ASSETS / "mnist-subset"))
+    folder = tmp_path / "mnist"
+    assert main([*TINY, "--dataset", "mnist", "--unet-blocks", "1", *SMALLER, "--out", str(folder)]) == 0
+    assert load_json(folder / "model.json")["dataset"] == "mnist"
+    assert main(["sample", "7", "3", "--model", str(folder), "--n", "2", "--steps", "2", "--out", str(folder / "s.png")]) == 0
+
+
+def test_the_other_network_schedule_and_target_are_flags_too(tmp_path):
+    folder = tmp_path / "dit"
+    flags = ["--net", "dit", "--denoiser-schedule", "linear", "--denoiser-target", "flow", "--denoiser-times", "logit_normal"]
+    assert main([*TINY, *flags, *SMALLER, "--samples", "20", "--out", str(folder)]) == 0
+    model = load_json(folder / "model.json")
+    assert model["net"] == "dit" and model["denoiser"] == {"schedule": "linear", "target": "flow", "times": "logit_normal", "drop": 0.1}
+
+
+# -- the other commands -----------------------------------------------------------------------------------------
+
+
+def test_sample_writes_a_grid_and_the_arrays(tiny_run, tmp_path):
+    png, npz = tmp_path / "a.png", tmp_path / "a.npz"
+    assert main(["sample", "Sneaker", "bag", "--model", str(tiny_run), "--n", "3", "--steps", "2", "--out", str(png), "--npz", str(npz)]) == 0
+    arrays = np.load(npz)
+    assert arrays["images"].shape == (6, 1, 28, 28) and arrays["images"].dtype == np.uint8
+    assert arrays["labels"].tolist() == [7, 7, 7, 8, 8, 8] and min(png_size(png)) > 50
+
+
+def test_reconstruct_prints_its_quality(tiny_run, tmp_path, capsys):
+    assert main(["reconstruct", "--model", str(tiny_run), "--n", "10", "--out", str(tmp_path / "r.png")]) == 0
+    assert "2000 test images: PSNR" in capsys.readouterr().out and min(png_size(tmp_path / "r.png")) > 50
+
+
+def test_the_classic_exercise_is_one_command(tiny_run, tmp_path):
+    assert main(["classic", "--model", str(tiny_run), "--steps", "2", "--out", str(tmp_path)]) == 0
+    record = load_json(tmp_path / "metrics.json")
+    assert record["n"] == 512 and record["sampler"]["guidance"] == 1.25 and sum(record["per_class"]) == 512
+    assert record["reconstruction"]["psnr_db"] > 5 and min(png_size(tmp_path / "gallery.png")) > 50
+
+
+def test_evaluate_writes_the_table(tiny_run, tmp_path, capsys):
+    assert main(["evaluate", "--model", str(tiny_run), "--n", "30", "--steps", "2", "--out", str(tmp_path / "m.json")]) == 0
+    assert "ceiling" in capsys.readouterr().out and load_json(tmp_path / "m.json")["n"] == 30
+
+
+def test_info_names_versions_precision_and_data(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in (torch.__version__, "precision", "fashion-mnist", "minutes", "preset"):
+        assert word in out
+
+
+# -- wrong input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["Hat"], ["unknown class 'Hat'", "Sneaker"]), (["11"], ["unknown class '11'", "0 ... 9"]), (["--steps", "0"], ["steps", "0"]),
+    (["--n", "0"], ["n must be at least 1", "0"]), (["--guidance", "-1"], ["guidance", "-1"]), (["--guidance", "nan"], ["guidance", "nan"]),
+    (["--interval", "0.9", "0.1"], ["interval"]), (["--interval", "0.9"], ["two numbers"]),
+])
+def test_wrong_sampling_options_are_refused_with_the_valid_ones(tiny_run, tmp_path, capsys, flags, words):
+    fails(capsys, ["sample", *flags, "--model", tiny_run, "--out", tmp_path / "x.png"], 2, *words)
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["sample", "--solver", "euler"], ["invalid choice: 'euler'", "dpm++2m"]), (["train", "--preset", "huge"], ["invalid choice: 'huge'", "cpu"]),
+    (["train", "--denoiser-schedule", "x"], ["invalid choice: 'x'", "cosine"]), (["train", "--dataset", "cifar"], ["invalid choice", "mnist"]),
+    (["fly"], ["invalid choice", "train"]), (["train", "--unet-blocks", "two"], ["invalid int value: 'two'"]), ([], ["COMMAND"]),
+])
+def test_unknown_names_are_refused_with_the_valid_ones(capsys, argv, words):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("flags", [["--vae-train-steps", "0"], ["--denoiser-train-batch", "-4"], ["--denoiser-train-lr", "nan"], ["--samples", "3"],
+                                   ["--denoiser-drop", "1.5"], ["--denoiser-train-batch", "99999"]])
+def test_impossible_training_options_end_with_a_sentence(tmp_path, capsys, flags):
+    fails(capsys, [*TINY, *SMALLER, *flags, "--out", tmp_path / "run"], 2, "error:")
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path, capsys):
+    fails(capsys, ["sample", "--model", tmp_path / "none", "--out", tmp_path / "x.png"], 1, "none is not there")
+
+
+def test_damaged_data_is_named_with_the_remedy(tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(os.environ["LDM_DATA"], tmp_path / "data")
+    file = folder / "train-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:1000])
+    monkeypatch.setenv("LDM_DATA", str(folder))
+    fails(capsys, [*TINY, "--out", tmp_path / "run"], 1, "train-images-idx3-ubyte.gz", "LDM_DATA")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_its_name(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    fails(capsys, [*TINY, "--out", tmp_path / "file" / "run"], 1, "file")
+
+
+def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path, capsys, monkeypatch):
+    def full(self, path, meta=None):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(run_module.TrainState, "save", full)
+    fails(capsys, [*TINY, *SMALLER, "--out", tmp_path / "run"], 1, "No space left", "last good state")
+    assert load_json(tmp_path / "run" / "config.json")["preset"] == "tiny"
+
+
+def test_pictures_show_dark_clothes_on_white():
+    black = torch.full((1, 1, 2, 2), -1.0)
+    assert as_gray(black).max() == 255 and as_gray(black).min() == 255

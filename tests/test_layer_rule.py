@@ -1,0 +1,117 @@
+"""The package can be read from top to bottom: in the order below, each file imports only files that come before it.
+
+The imports are read from the source, those inside functions included. Below the top layer a file takes nothing from
+its own layer either, with one exception: plot uses data (bytes of images) and checkpoint (files whole or not at all).
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import ldm_minimal
+
+LAYERS = {
+    "L0": ["options", "precision", "schedule", "layers", "data", "checkpoint", "ema", "plot"],
+    "L1": ["vae", "unet", "dit", "classifier", "denoiser", "guidance", "sampler", "train", "metrics"],
+    "L2": ["latents"],
+    "L3": ["pipeline"],
+    "L4": ["__init__", "presets", "evaluate", "report", "run", "inception", "bench", "__main__"],
+}
+ORDER = [name for names in LAYERS.values() for name in names]
+WITHIN = {("plot", "data"), ("plot", "checkpoint")}  # imports inside one layer below L4
+PLOTTERS = {"report", "__main__"}  # and the notebooks
+THIRD_PARTY = {"torch", "torchvision", "numpy", "matplotlib", "safetensors", "tqdm"}  # as in pyproject.toml
+
+FOLDER = Path(ldm_minimal.__file__).parent
+FILES = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("**/*.py"))}
+every_file = pytest.mark.parametrize("name", FILES)
+
+
+def own_imports(tree):
+    """The files of the package that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(["ldm_minimal"] * node.level + [node.module] * bool(node.module))
+            targets = [f"{module}.{alias.name}" for alias in node.names] if module == "ldm_minimal" else [module]
+        else:
+            continue
+        for target in targets:
+            package, _, rest = target.partition(".")
+            name = rest.partition(".")[0]
+            if package == "ldm_minimal" and name in ORDER:
+                found.add(name)
+            elif package == "ldm_minimal" and rest != "__version__":
+                raise AssertionError(f"an import of {target}, which is in no layer")
+    return found
+
+
+def outer_imports(tree):
+    """The packages of others that a file imports at its top, which is when it is imported itself."""
+    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+
+
+def test_the_reader_of_imports_sees_every_form_of_them():
+    source = """
+import ldm_minimal.vae
+from ldm_minimal import data
+from ldm_minimal.unet import UNet
+from . import __version__, plot
+from .layers import (
+    attend,
+)
+def f():
+    from .run import Run
+    from . import pipeline as p
+"""
+    assert own_imports(ast.parse(source)) == {"vae", "data", "unet", "plot", "layers", "run", "pipeline"}
+    with pytest.raises(AssertionError, match="ldm_minimal.utils"):
+        own_imports(ast.parse("from .utils import helper"))
+    source = "import os, numpy as np\nfrom torch import nn\ndef f(): import scipy"
+    assert outer_imports(ast.parse(source)) == {"numpy", "torch"}
+
+
+def test_every_file_has_its_place_in_the_order_once():
+    assert FILES.keys() <= set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+    assert len(FILES) >= 20
+
+
+@every_file
+def test_a_file_imports_only_files_that_come_before_it(name):
+    later = set(ORDER[ORDER.index(name):])
+    assert not own_imports(FILES[name]) & later
+
+
+@pytest.mark.parametrize("layer", ["L0", "L1", "L2", "L3"])
+def test_a_file_below_the_top_takes_nothing_from_its_own_layer_but_what_is_listed(layer):
+    inside = {(name, other) for name in LAYERS[layer] for other in own_imports(FILES[name]) & set(LAYERS[layer])}
+    assert inside == {pair for pair in WITHIN if pair[0] in LAYERS[layer]}
+
+
+def test_the_schedule_the_layers_and_the_metrics_stand_alone():
+    for name in ("schedule", "layers", "metrics", "ema", "options"):
+        assert not own_imports(FILES[name])
+
+
+def test_only_the_report_the_command_line_and_the_notebooks_import_plot():
+    assert {name for name, tree in FILES.items() if "plot" in own_imports(tree)} <= PLOTTERS
+    assert {name for name, tree in FILES.items() if "matplotlib" in outer_imports(tree)} <= {"plot"}
+
+
+@every_file
+def test_importing_a_file_needs_only_the_declared_dependencies(name):
+    assert outer_imports(FILES[name]) <= THIRD_PARTY
+
+
+@every_file
+def test_every_file_opens_by_saying_what_it_does(name):
+    text = ast.get_docstring(FILES[name])
+    assert text and len(text.split()) >= 10
+    assert text.splitlines()[0].rstrip()[-1] in ".:?", "the first line is a sentence"
