@@ -4,8 +4,8 @@ r"""How fast this machine trains and samples: latents against pixels, solver aga
                  disturbs the machine disturbs them alike: trust ratios within a table more than times
     GFLOP/image  as torch.utils.flop_counter counts one call: a multiply-add is 2, a padded pixel counts like any other
     of peak      GFLOP/s of the row over the best that a bare matrix product or convolution reached, in this precision
-    MiB          the most held at once, from building the networks to the end of the third call: max_memory_allocated
-                 on a GPU; elsewhere the sum of all tensors alive, without what a kernel needs for itself
+    MiB          the most held at once, from building the networks to the second training step or the first samples:
+                 max_memory_allocated on a GPU; elsewhere the sum of all tensors alive, without a kernel's scratch
 
 A training step is the package's own (train.train) on random data: autocast, loss, backward, clip, AdamW, EMA.
 Sampling is LatentDiffusion.sample, with its decoder in float32.
@@ -53,7 +53,7 @@ def median_seconds(calls: dict[str, Call], seconds: float, device: torch.device)
         return (time.perf_counter() - start) / repeats
 
     block = min(0.1, seconds / 3)  # short calls are timed in blocks: training does not wait for a GPU at each step
-    repeats = {name: max(1, int(block / min(clock(call), clock(call)))) for name, call in calls.items()}  # and warm up
+    repeats = {name: max(1, int(block / clock(call))) for name, call in calls.items()}  # this is the warm-up, too
     times, end = {name: [] for name in calls}, time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end or min(map(len, times.values())) < 3:
         for name, call in calls.items():
@@ -117,12 +117,13 @@ def machine_peak(device: torch.device, precision: str, seconds: float, sides=Non
 def measure(title: str, jobs: dict[str, tuple], seconds: float, device: torch.device, peak: float) -> dict[str, dict]:
     """One table, printed and returned. A job is (images, steps, make, *arguments); make(*arguments) gives the call."""
 
-    def build(make, *arguments) -> tuple[Call, int]:
+    def build(images, steps, make, *arguments) -> tuple[Call, int]:
         call = make(*arguments)
-        call(), call()  # in the second training step all is there: AdamW's moments come with the first
+        if steps == 1:  # a training step: only from the second on AdamW's moments are there from start to end
+            call()
         return call, count_flop(call)
 
-    built = {name: with_peak_mib(partial(build, *job[2:]), device) for name, job in jobs.items()}
+    built = {name: with_peak_mib(partial(build, *job), device) for name, job in jobs.items()}
     times = median_seconds({name: call for name, ((call, _), _) in built.items()}, seconds, device)
     print(f"\n{title:38}{'images':>8}{'ms/step':>10}{'images/s':>10}{'GFLOP/image':>13}{'of peak':>9}{'MiB':>8}")
     rows = {}
@@ -200,11 +201,8 @@ class Work:
         z0 = torch.randn(2 * batch, *shape, device=self.device)
         labels = torch.arange(2 * batch, device=self.device) % config.num_classes
         denoiser = build_denoiser(kind(replace(config, in_channels=shape[0])), self.config.denoiser)
-
-        def objective(denoiser, index, noise):
-            return {"loss": denoiser.loss(z0[index], labels[index], noise)}
-
-        return self.training(denoiser, objective, replace(self.config.denoiser_train, batch=batch))
+        config = replace(self.config.denoiser_train, batch=batch)
+        return self.training(denoiser, lambda d, index, rng: {"loss": d.loss(z0[index], labels[index], rng)}, config)
 
     def sample(self, shape: tuple[int, ...], n: int, decoded: bool, solver="ddim", guidance=1.0) -> Call:
         vae = VAE(self.config.vae) if decoded else NoAutoencoder()
@@ -241,7 +239,7 @@ def bench(device: torch.device, precision: str, seconds=2.0, config: RunConfig |
     """All tables, printed as they come and returned for JSON. config: by default the preset that `train` would take."""
     config = config or PRESETS[default_preset(device)]
     work, n, steps = Work(config, device, precision), config.denoiser_train.batch, config.sample.steps
-    few, half, latent, pixel = max(1, n // 4), max(1, n // 2), work.latent, (config.vae.in_channels, SIDE, SIDE)
+    few, latent, pixel = max(2, n // 4), work.latent, (config.vae.in_channels, SIDE, SIDE)
     machine = versions() | {"device": device_name(device), "threads": torch.get_num_threads(), "precision": precision}
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     peak = machine_peak(device, precision, seconds / 4, **peak_sizes)
@@ -262,28 +260,30 @@ def bench(device: torch.device, precision: str, seconds=2.0, config: RunConfig |
     rows = result["latents and pixels"] = table("the U-Net on latents and on pixels", {
         "training, latents": (few, 1, work.train_denoiser, UNet, config.unet, latent, few),
         "training, pixels": (few, 1, work.train_denoiser, UNet, config.unet, pixel, few),
-        "sampling, latents": (few, steps, work.sample, latent, few, True),
-        "sampling, pixels": (few, steps, work.sample, pixel, few, False)})
+        "sampling, latents": (few // 2, steps, work.sample, latent, few // 2, True),
+        "sampling, pixels": (few // 2, steps, work.sample, pixel, few // 2, False)})
     for what in ("training", "sampling"):
         ratio(f"latents / pixels, {what}", rows, f"{what}, latents", f"{what}, pixels")
 
     result["solvers"] = table(f"{steps} steps, guided and decoded", {
-        name: (half, steps, work.sample, latent, half, True, name, 2.0) for name in SOLVERS})
+        name: (few, steps, work.sample, latent, few, True, name, 2.0) for name in SOLVERS})
 
     try:
+        import diffusers
+
         theirs = DiffusersUNet(replace(config.unet, in_channels=latent[0]))
     except (ImportError, RuntimeError) as error:  # RuntimeError: something that diffusers needs is broken
         print(f"\nours against diffusers: left out, diffusers does not import here ({type(error).__name__})")
         return result
-    result["parameters"]["diffusers"] = size(theirs)
+    result["parameters"]["diffusers"], machine["diffusers"] = size(theirs), diffusers.__version__
     even = (latent[0], *(-(-side // theirs.multiple) * theirs.multiple for side in latent[1:]))
     rows = result["diffusers"] = table("ours and diffusers, unguided DDIM", {
         f"training, ours {latent}": (n, 1, work.train_denoiser, UNet, config.unet, latent, n),
         f"training, ours {even}": (n, 1, work.train_denoiser, UNet, config.unet, even, n),
         f"training, diffusers {even}": (n, 1, work.train_denoiser, DiffusersUNet, config.unet, latent, n),
-        f"sampling, ours {latent}": (half, steps, work.sample, latent, half, False),
-        f"sampling, ours {even}": (half, steps, work.sample, even, half, False),
-        f"sampling, diffusers {even}": (half, steps, work.sample_diffusers, latent, half)})
+        f"sampling, ours {latent}": (few, steps, work.sample, latent, few, False),
+        f"sampling, ours {even}": (few, steps, work.sample, even, few, False),
+        f"sampling, diffusers {even}": (few, steps, work.sample_diffusers, latent, few)})
     print(f"  {latent} is padded to {even} for diffusers; parameters in millions: "
           f"ours {result['parameters']['unet'] / 1e6:.2f}, diffusers {size(theirs) / 1e6:.2f}")
     for what in ("training", "sampling"):

@@ -60,7 +60,7 @@ def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=()):
         for place, (title, lines) in enumerate(panels.items()):
             axes = figure.add_subplot(1, len(panels), place + 1)
             for name, (x, y) in lines.items():
-                axes.plot(x, y, label=name, linewidth=1.4)
+                axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) < 10 else None)
             axes.set_title(title)
             axes.set_xlabel("optimizer step")
             if title in log_y:

@@ -53,12 +53,12 @@ PRESETS = {
         vae_train=TrainConfig(steps=6000, batch=128, lr=2e-3, clip=2000.0, warmup=200),
         denoiser_train=TrainConfig(steps=14_000, batch=256, lr=1e-3, ema=0.9995, warmup=500),
     ),
-    # the weights that ship with the package: an hour and a half on two CPU cores with native bfloat16
+    # the weights that ship with the package: about an hour on two CPU cores with native bfloat16
     "release": RunConfig(
         samples=10_000,
         vae_train=TrainConfig(steps=4500, batch=128, lr=2e-3, clip=2000.0, warmup=200),
-        denoiser_train=TrainConfig(steps=12_000, batch=128, lr=1e-3, ema=0.9995, warmup=500),
-        classifier_train=TrainConfig(steps=3000, batch=128, lr=2e-3, warmup=200),
+        denoiser_train=TrainConfig(steps=9000, batch=128, lr=1e-3, ema=0.9995, warmup=500),
+        classifier_train=TrainConfig(steps=2500, batch=128, lr=2e-3, warmup=200),
     ),
     # seconds; shows that everything runs, not that it learns
     "tiny": RunConfig(

@@ -1,6 +1,7 @@
 """The benchmark on tiny networks: its tables are complete and consistent, its counts are those of a hand count."""
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_minimal.bench import DiffusersUNet, Work, bench, count_flop, median_seconds, minutes_to_expect, size, with_peak_mib
+from ldm_minimal.bench import (
+    DiffusersUNet, Work, bench, count_flop, median_seconds, minutes_to_expect, size, with_peak_mib,
+)
 from ldm_minimal.dit import DiTConfig
 from ldm_minimal.pipeline import SampleConfig
 from ldm_minimal.presets import PRESETS, RunConfig
@@ -59,7 +62,9 @@ def test_the_tables_are_complete_and_consistent(capsys):
 
 
 def test_without_diffusers_one_line_says_so(capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)  # makes its import fail
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # makes its import fail
+    row = {"images_per_second": 1.0}
+    monkeypatch.setattr("ldm_minimal.bench.measure", lambda title, jobs, **_: dict.fromkeys(jobs, row))
     result = bench(CPU, "fp32", 0.0, TINY, sides=(32,), maps=((8, 7),))
     assert "diffusers" not in result and "ours against diffusers: left out" in capsys.readouterr().out
 
@@ -122,9 +127,16 @@ def test_the_diffusers_network_has_our_size_and_our_shapes(config):
         assert theirs(zt, torch.empty(2), torch.zeros(2, dtype=torch.long)).shape == zt.shape
 
 
-def test_expected_minutes_respect_the_limits_of_the_stages():
-    assert minutes_to_expect(CPU, "fp32", TINY, seconds=0.0).startswith("about 1 (an estimate, measured")
-    slow = replace(TINY, vae_train=TrainConfig(batch=8, steps=10**8), denoiser_train=TrainConfig(batch=8, steps=10**8))
-    assert "VAE 3.0" not in minutes_to_expect(CPU, "fp32", slow, seconds=0.0)
-    capped = replace(slow, vae_train=replace(slow.vae_train, minutes=3.0), denoiser_train=replace(slow.denoiser_train, minutes=5.0))
-    assert "VAE 3.0, denoiser 5.0, the rest" in minutes_to_expect(CPU, "fp32", capped, seconds=0.0)
+def test_expected_minutes_are_steps_times_seconds_up_to_the_limit_of_a_stage(monkeypatch):
+    monkeypatch.setattr("ldm_minimal.bench.median_seconds", lambda calls, *_: dict(zip(calls, (0.06, 0.12))))
+    budget = TrainConfig(batch=100, steps=2000)
+    config = replace(TINY, samples=1000, vae_train=budget, denoiser_train=budget)
+    rest = (40_000 * 0.06 + 2 * 2 * 1000 * 0.12) / 100 / 3 / 60  # minutes: 2 steps, each twice for guidance
+    text = "about {} (an estimate, measured over a few steps: VAE {}, denoiser {}, the rest " + f"{rest:.1f})"
+    assert minutes_to_expect(CPU, "fp32", config) == text.format(6, "2.0", "4.0")
+    capped = replace(config, denoiser_train=replace(config.denoiser_train, minutes=1.5))
+    assert minutes_to_expect(CPU, "fp32", capped) == text.format(4, "2.0", "1.5")
+
+
+def test_expected_minutes_are_measured():
+    assert minutes_to_expect(CPU, "fp32", TINY, seconds=0.0).startswith("about ")

@@ -17,6 +17,8 @@ from ldm_minimal.__main__ import main
 from ldm_minimal.checkpoint import load_json, load_tensors
 from ldm_minimal.plot import as_gray
 
+from conftest import SUBSET
+
 TINY = ["train", "--preset", "tiny", "--precision", "fp32"]
 SMALLER = ["--vae-train-steps", "6", "--denoiser-train-steps", "8"]
 
@@ -76,39 +78,40 @@ def test_without_out_each_run_gets_a_folder_of_its_own(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["fashion-mnist-tiny", "fashion-mnist-tiny-2"]
 
 
-def steps_logged(folder, stage) -> int:
-    path = folder / "log.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return max([json.loads(line)["step"] for line in lines if json.loads(line)["stage"] == stage], default=0)
+LONGER = [*TINY, "--samples", "20", "--vae-train-steps", "4", "--denoiser-train-steps", "250"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    os.environ["LDM_DATA"] = str(SUBSET)
+    assert main([*LONGER, "--out", str(folder)]) == 0
+    return folder
 
 
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_stopped_in_the_middle_and_resumed_ends_with_the_same_weights(tmp_path, blow):
-    steps = ["--vae-train-steps", "4", "--denoiser-train-steps", "400"]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+def test_a_run_stopped_in_the_middle_and_resumed_ends_with_the_same_weights(uninterrupted, tmp_path, blow):
+    folder = tmp_path / "broken"
     # the state is written every 0 seconds instead of every 60, so that a kill finds one; nothing else differs
     code = "import ldm_minimal.run as r, sys; r.SAVE_EVERY = 0; from ldm_minimal.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-c", code, *TINY, "--samples", "20", *steps, "--out", str(broken)]
-    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-    deadline = time.time() + 120
-    while steps_logged(broken, "denoiser") < 50 and process.poll() is None and time.time() < deadline:
-        time.sleep(0.02)
+    process = subprocess.Popen([sys.executable, "-c", code, *LONGER, "--out", str(folder)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    state, deadline = folder / "denoiser.state.safetensors", time.time() + 120
+    while not state.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
     process.send_signal(blow)
     error = process.communicate()[1]
-    assert not (broken / "model.json").exists(), "the run was over before it could be stopped"
+    assert not (folder / "model.json").exists(), "the run was over before it could be stopped"
     if blow != signal.SIGKILL:
-        assert process.returncode == 130 and f"--resume --out {broken}" in error
-    stopped_at = load_tensors(broken / "denoiser.state.safetensors")[1]["step"]
-    assert 0 < stopped_at < 400
-    assert main(["train", "--resume", "--out", str(broken)]) == 0
-    assert main([*TINY, "--samples", "20", *steps, "--out", str(whole)]) == 0
+        assert process.returncode == 130 and f"--resume --out {folder}" in error
+    assert 0 < load_tensors(state)[1]["step"] < 250
+    assert main(["train", "--resume", "--out", str(folder)]) == 0
     for name in ("vae.safetensors", "denoiser.safetensors"):
-        a, b = load_tensors(whole / name)[0], load_tensors(broken / name)[0]
+        a, b = load_tensors(uninterrupted / name)[0], load_tensors(folder / name)[0]
         assert all(torch.equal(a[k], b[k]) for k in a), f"{name} differs"
-    assert steps_logged(broken, "denoiser") == 400
-    numbers = [json.loads(line)["step"] for line in (broken / "log.jsonl").read_text().splitlines() if "denoiser" in line]
-    assert numbers == sorted(set(numbers)), "no step stands in the log twice"
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    numbers = [entry["step"] for entry in log if entry["stage"] == "denoiser"]
+    assert numbers[-1] == 250 and numbers == sorted(set(numbers)), "no step stands in the log twice"
 
 
 def test_resume_refuses_changed_options_and_changed_data(tiny_run, tmp_path, capsys, monkeypatch):

@@ -220,7 +220,7 @@ def test_time_embedding(dim):
 # ------------------------------------------------------------------------------------------------- their cosine betas
 
 def test_their_cosine_betas_stay_near_our_cosine():
-    """squaredcos_cap_v2 has an offset of 0.008 and a clip at 0.999, which move it less than 0.013 off the quarter turn."""
+    """squaredcos_cap_v2 has an offset of 0.008 and a clip at 0.999, moving it by less than 0.013 off our curve."""
     scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     t = knot(range(T))
     ours, _ = from_betas(scheduler.betas)(t)

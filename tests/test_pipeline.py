@@ -1,0 +1,151 @@
+"""The whole model behind one object: the scale stays inside it, a sample depends on its own seed alone, errors are clear."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ldm_minimal import LatentDiffusion
+from ldm_minimal.data import load, to_float
+from ldm_minimal.denoiser import DenoiserConfig
+from ldm_minimal.evaluate import balanced, draw, reconstruct
+from ldm_minimal.pipeline import NETS, SampleConfig, build_denoiser
+from ldm_minimal.sampler import SOLVERS
+from ldm_minimal.schedule import GRIDS
+from ldm_minimal.unet import UNet, UNetConfig
+from ldm_minimal.vae import VAE, DiagonalGaussian, VAEConfig
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDiffusion:
+    torch.manual_seed(0)
+    net = UNet(UNetConfig(channels=(16, 32), blocks=1))
+    for p in net.parameters():  # away from the zero-initialised output, so that label and time matter
+        torch.nn.init.normal_(p, std=0.05)
+    config = DenoiserConfig()
+    return LatentDiffusion(VAE(VAEConfig(channels=(8, 8, 8))), build_denoiser(net, config), 0.5, (4, 7, 7), config=config)
+
+
+class Identity(torch.nn.Module):
+    """An autoencoder that changes nothing: what encode and decode do is then what the pipeline adds."""
+
+    config = SimpleNamespace(latent_channels=1)
+
+    def encode(self, x):
+        return DiagonalGaussian(x, torch.full_like(x, -30.0))
+
+    def decode(self, z):
+        return z
+
+
+def test_the_scale_is_applied_in_encode_and_undone_in_decode(model):
+    bare = LatentDiffusion(Identity(), model.denoiser, 0.25, (1, 28, 28))
+    x = torch.rand(3, 1, 28, 28) * 2 - 1
+    assert torch.equal(bare.encode(x), 0.25 * x)
+    torch.testing.assert_close(bare.decode(bare.encode(x)), x)
+    torch.testing.assert_close(bare.encode(x, torch.Generator().manual_seed(0)), 0.25 * x, atol=1e-5, rtol=0)
+
+
+def test_decoded_images_stay_in_range(model):
+    x = model.decode(100 * torch.randn(2, 4, 7, 7))
+    assert x.min() >= -1 and x.max() <= 1 and x.shape == (2, 1, 28, 28)
+
+
+def test_a_sample_depends_on_its_seed_and_place_alone(model):
+    labels = torch.arange(7)
+    whole = model.sample(labels, steps=3)
+    for batch in (1, 3):
+        torch.testing.assert_close(model.sample(labels, steps=3, batch=batch), whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.sample(labels[:4], steps=3), whole[:4], atol=1e-5, rtol=1e-4)
+    assert not torch.equal(model.sample(labels, steps=3, seed=1), whole)
+    torch.manual_seed(5)
+    assert torch.equal(model.sample(labels, steps=3), whole), "the global random state does not matter"
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("spacing", GRIDS)
+def test_every_solver_and_grid_gives_finite_images(model, solver, spacing):
+    x = model.sample(["Bag"], steps=3, solver=solver, spacing=spacing, guidance=1.5)
+    assert x.shape == (1, 1, 28, 28) and torch.isfinite(x).all()
+
+
+def test_names_ids_and_tensors_name_the_same_classes(model):
+    a = model.sample(["Sneaker", "bag", "top"], steps=2)
+    assert torch.equal(a, model.sample([7, 8, 0], steps=2)) and torch.equal(a, model.sample(torch.tensor([7, 8, 0]), steps=2))
+    assert torch.equal(model.sample("Bag", steps=2), model.sample([8], steps=2))
+
+
+def test_guidance_may_be_a_function_of_time_and_an_interval(model):
+    constant = model.sample([1, 2], steps=3, guidance=2.0)
+    torch.testing.assert_close(model.sample([1, 2], steps=3, guidance=lambda t: torch.full_like(t, 2.0)), constant)
+    conditional = model.sample([1, 2], steps=3, guidance=1.0)
+    torch.testing.assert_close(model.sample([1, 2], steps=3, guidance=9.0, interval=(0.0, 0.0)), conditional)
+    assert not torch.equal(constant, conditional)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"steps": 0}, "steps.*0"), ({"steps": -3}, "steps.*-3"), ({"guidance": -1.0}, "guidance.*-1"), ({"guidance": float("nan")}, "guidance.*nan"),
+    ({"solver": "euler"}, "unknown solver 'euler'.*dpm"), ({"spacing": "karras"}, "unknown spacing 'karras'.*log_snr"),
+])
+def test_wrong_options_are_refused_with_the_valid_ones(model, options, words):
+    with pytest.raises(ValueError, match=words):
+        model.sample([1], **options)
+
+
+def test_wrong_classes_and_shapes_are_refused(model):
+    with pytest.raises(ValueError, match="unknown class 'Hat'.*Sneaker"):
+        model.sample(["Hat"])
+    with pytest.raises(ValueError, match="unknown class 10"):
+        model.sample([10])
+    with pytest.raises(ValueError, match="empty"):
+        model.sample([])
+    with pytest.raises(ValueError, match=r"\(N, 4, 7, 7\), got \(1, 4, 8, 8\)"):
+        model.decode(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ValueError, match="scale"):
+        LatentDiffusion(model.vae, model.denoiser, float("nan"), (4, 7, 7))
+
+
+def test_draw_takes_the_classes_in_turn_and_counts_its_cost(model):
+    images, labels, cost = draw(model, 23, SampleConfig(steps=2, guidance=1.0))
+    assert images.dtype == torch.uint8 and images.shape == (23, 1, 28, 28)
+    assert labels.bincount().tolist() == [3, 3, 3] + [2] * 7
+    assert cost["evaluations_per_image"] == cost["forward_passes_per_image_at_most"] == 2
+    assert draw(model, 2, SampleConfig(steps=2, guidance=2.0))[2]["forward_passes_per_image_at_most"] == 4
+
+
+def test_balanced_takes_as_many_of_each_class_as_it_can():
+    labels = load(split="test").labels
+    rows = balanced(labels, 100)
+    assert labels[rows].bincount().tolist() == [10] * 10 and len(set(rows.tolist())) == 100
+    assert len(balanced(labels, len(labels))) == len(labels)
+    assert balanced(torch.tensor([0, 0, 0, 1]), 4).sort().values.tolist() == [0, 1, 2, 3]
+
+
+# -- what ships -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_shipped_models_draw_what_they_are_asked_for(net, generator):
+    from ldm_minimal.evaluate import classify
+    from ldm_minimal.pipeline import WEIGHTS, load_classifier
+
+    shipped = LatentDiffusion.pretrained(net)
+    labels = torch.arange(10).repeat(4)
+    images, _, _ = draw(shipped, 40, SampleConfig(steps=10))
+    _, found = classify(load_classifier(WEIGHTS / "classifier-fashion-mnist.json"), images)
+    assert (found == labels).double().mean() > 0.8, "most samples are recognised as the class that was asked for"
+
+
+def test_the_shipped_autoencoder_rebuilds_test_images():
+    from ldm_minimal.metrics import psnr
+
+    shipped, test = LatentDiffusion.pretrained(), load(split="test")
+    images = test.images[:200]
+    assert psnr(images, reconstruct(shipped, images)).mean() > 25
+    z = shipped.encode(to_float(load().images[:2000]), torch.Generator().manual_seed(0))
+    assert abs(z.std().item() - 1) < 0.03, "scaled latents have unit variance"
+
+
+def test_an_unknown_shipped_model_lists_those_that_ship():
+    with pytest.raises(ValueError, match="unknown model 'gan'.*unet, dit"):
+        LatentDiffusion.pretrained("gan")

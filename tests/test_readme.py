@@ -1,0 +1,74 @@
+"""Every command in README.md is run, with a budget of seconds where the real one takes minutes; every file it names exists."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ldm_minimal import __main__ as cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
+LINES = [line for language, block in BLOCKS if language == "" for line in block.splitlines() if line.strip()]
+INLINE = [code for code in re.findall(r"`([^`\n]+)`", README) if code.startswith(("make ", "python -m ldm_minimal", "python tests"))]
+COMMANDS = [line for line in LINES + INLINE if line.startswith("python -m ldm_minimal")]
+SMALL = {
+    "train": ["--preset", "tiny", "--vae-train-steps", "3", "--denoiser-train-steps", "3", "--samples", "20"],
+    "sample": ["--n", "2", "--steps", "2"], "reconstruct": ["--n", "4"], "evaluate": ["--n", "30", "--steps", "2"],
+    "classic": ["--n", "20", "--steps", "2"], "info": [], "bench": ["--seconds", "0.01"],
+}
+
+
+def test_the_readme_shows_commands_of_every_kind():
+    used = {shlex.split(line)[3] for line in COMMANDS}
+    assert used == set(SMALL), "the README shows every command of the command line"
+
+
+@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+def test_each_python_command_runs(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = shlex.split(line)[3:]
+    if "--resume" in argv:
+        assert cli.main(["train", *SMALL["train"]]) == 0
+        (tmp_path / "runs" / "fashion-mnist-tiny" / "metrics.json").unlink()
+        assert cli.main(argv) == 0 and (tmp_path / "runs" / "fashion-mnist-tiny" / "metrics.json").exists()
+        return
+    if "mnist" in argv:
+        monkeypatch.setenv("LDM_DATA", str(cli.data.ASSETS / "mnist-subset"))
+    small = [a for a in SMALL[argv[0]]]
+    assert cli.main([*argv, *small]) == 0
+
+
+def test_the_lines_of_python_run():
+    (code,) = [block for language, block in BLOCKS if language == "python"]
+    names: dict = {}
+    exec(code, names)  # noqa: S102
+    assert names["images"].shape == (2, 1, 28, 28) and names["images"].abs().max() <= 1
+
+
+def test_each_make_target_exists_and_runs_what_the_readme_gives_in_plain_python():
+    targets = {shlex.split(c)[1] for c in LINES + INLINE if c.startswith("make ")}
+    assert {"train", "test", "lab", "help"} <= targets
+    recipes = subprocess.run(["make", "--dry-run", "--always-make", *sorted(targets)], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    plain = [line for line in LINES if line.startswith((".venv/", "python3 -m venv"))]
+    assert len(plain) == 5
+    for line in plain:
+        words = line.replace("-r ", "").replace("requirements.txt", "--requirement requirements.txt").replace("install ", "install --quiet ")
+        assert words in " ".join(recipes.split()), f"make does not run {line!r}"
+
+
+def test_make_help_lists_the_targets():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(f"make {name}" in shown for name in ("train", "test", "lab", "help", "mutants"))
+
+
+def test_the_files_that_the_readme_links_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
+    named = re.findall(r"`(\w+\.py)`", README)
+    assert all((ROOT / "ldm_minimal" / name).exists() for name in named)
+    described = {name for name in named}
+    assert {p.name for p in (ROOT / "ldm_minimal").glob("*.py")} - described == {"__init__.py"}, "the map names every module"
