@@ -24,6 +24,7 @@ train: setup  ## train a complete latent diffusion model (ten minutes on two CPU
 
 test: setup  ## run every test, and a sample of the mutants
 	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 	$(BIN)/python tests/mutants.py --sample 6
 
 mutants: setup  ## put each known bug into a copy, and see that the tests find it

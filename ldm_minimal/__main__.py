@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from .precision import PRECISIONS, pick_device, pick_precision
 from .train import Diverged
 
 CLASSIC = SampleConfig(steps=50, guidance=1.25)
-FAILURES = (data.DataError, CheckpointError, Diverged, OSError)
+FAILURES = (data.DataError, CheckpointError, Diverged, OSError, torch.OutOfMemoryError)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -145,7 +146,10 @@ def run_train(args) -> int:
     if args.resume:
         folder = args.out or latest_unfinished()
         known = load_json(folder / "config.json")
-        if changed := [name for name in vars(args) if "." in name]:
+        changed = [name for name in vars(args) if "." in name] + ["preset"] * bool(args.preset)
+        if args.precision not in ("auto", known["precision"]):
+            changed.append(f"precision (the run is in {known['precision']})")
+        if changed:
             raise ValueError(f"a resumed run keeps its options; leave out {', '.join(changed)}, or start a new run")
         config, vae_from, stage = read_config(known["config"], str(folder / "config.json")), known["vae_from"], known["stage"]
         preset, precision = known["preset"], known["precision"]
@@ -230,7 +234,10 @@ def run_evaluate(args) -> int:
     model, config = load_model(args), sample_config(args)
     extra = None
     if args.inception:
-        from .inception import inception_features as extra
+        from .inception import inception_features, network
+
+        network(str(model.device))  # if it is missing, say so before sampling
+        extra = partial(inception_features, device=model.device)
     train, test = (data.load(model.dataset, split) for split in ("train", "test"))
     own = Path(args.model) / f"classifier-{model.dataset}.json"
     classifier = load_classifier(own if own.is_file() else WEIGHTS / own.name).to(model.device)
@@ -253,7 +260,6 @@ def run_classic(args) -> int:
     model, config = load_model(args), sample_config(args)
     with bar(positive(args.n), "samples", "image") as progress:
         samples, labels, cost = draw(model, args.n, config, progress.update)
-    order = labels.argsort(stable=True)
     _, quality = reconstruction_quality(model, data.load(model.dataset, "test").images)
     columns = -(-args.n // len(model.classes))
     sheet = torch.zeros(len(model.classes), columns, *samples.shape[1:], dtype=torch.uint8)
@@ -261,9 +267,10 @@ def run_classic(args) -> int:
         mine = samples[labels == c]
         sheet[c, : len(mine)] = mine
     plot.save_figure(plot.image_grid(sheet.flatten(0, 1), len(model.classes), model.classes, title=describe(config)), args.out / "gallery.png")
-    record = {"n": args.n, "sampler": config.__dict__, "reconstruction": quality, "sampling": cost, "model": args.model,
-              "per_class": labels[order].bincount(minlength=len(model.classes)).tolist(), "latent_scale": model.scale}
-    save_json(args.out / "metrics.json", record)
+    record = {"n": args.n, "sampler": vars(config), "reconstruction": quality, "sampling": cost, "model": args.model,
+              "per_class": labels.bincount(minlength=len(model.classes)).tolist(), "latent_scale": model.scale}
+    path = args.out / "metrics.json"  # a run's own metrics stay as they are beside it
+    save_json(path, (load_json(path) if path.is_file() else {}) | {"classic": record})
     print(f"{args.n} samples in {cost['seconds']:.1f} s; reconstruction PSNR {quality['psnr_db']:.2f} dB\n"
           f"wrote {args.out}/gallery.png and {args.out}/metrics.json")
     return 0

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .layers import at_least_float32
 from .options import option
 from .schedule import SCHEDULES, add_noise, expand
 
@@ -115,7 +116,7 @@ class Denoiser(nn.Module):
         alpha, sigma = self.rates(t, z0)
         a, b = TARGETS[self.target](alpha, sigma)
         out = self.net(add_noise(z0, eps, t, self.schedule), t, y)
-        return (out.float() - (a * z0 + b * eps)).square().flatten(1).mean(1)
+        return (at_least_float32(out) - (a * z0 + b * eps)).square().flatten(1).mean(1)
 
     def noise_loss(self, loss: Tensor, t: Tensor) -> Tensor:
         """The same errors as errors of the noise prediction: (alpha / determinant)^2 times the loss, (B,).

@@ -23,9 +23,9 @@ from .options import option
 
 @dataclass(frozen=True)
 class DiTConfig:
-    width: int = option(160, "channels of a token")
+    width: int = option(128, "channels of a token")
     depth: int = option(6, "number of transformer blocks")
-    heads: int = option(5, "attention heads")
+    heads: int = option(4, "attention heads")
     patch: int = option(1, "side of a patch in latent pixels")
     mlp: int = option(4, "hidden width of the MLP, in token widths")
     in_channels: int = 4  # channels of what is denoised

@@ -32,6 +32,11 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half formats to float32 (for losses, KL and whatever leaves a network); float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) times in [0, 1] -> (B, dim) sines and cosines in float32  (1706.03762, section 3.5).
 

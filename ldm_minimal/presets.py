@@ -22,13 +22,13 @@ class RunConfig:
     seed: int = option(0, "seed of weights, batches and noise")
     samples: int = option(2000, "samples drawn for the metrics at the end")
     vae: VAEConfig = field(default=VAEConfig())
-    vae_train: TrainConfig = field(default=TrainConfig(steps=1100, lr=2e-3, clip=2000.0))
+    vae_train: TrainConfig = field(default=TrainConfig(lr=2e-3, clip=2000.0))  # its loss is a sum over pixels
     unet: UNetConfig = field(default=UNetConfig())
     dit: DiTConfig = field(default=DiTConfig())
     denoiser: DenoiserConfig = field(default=DenoiserConfig())
-    denoiser_train: TrainConfig = field(default=TrainConfig(steps=2200))
+    denoiser_train: TrainConfig = field(default=TrainConfig())
     classifier: ClassifierConfig = field(default=ClassifierConfig())
-    classifier_train: TrainConfig = field(default=TrainConfig(steps=2000, lr=2e-3))
+    classifier_train: TrainConfig = field(default=TrainConfig(lr=2e-3))
     sample: SampleConfig = field(default=SampleConfig())
 
     def __post_init__(self):
@@ -42,10 +42,11 @@ SECTIONS = {  # flag prefix: name of the section in RunConfig
 }
 
 PRESETS = {
-    # two CPU cores: about 8 minutes with native bfloat16; see `minutes` in TrainConfig for slower machines
+    # two CPU cores: at most ten minutes in all; a slower machine takes fewer steps (`minutes` of TrainConfig)
     "cpu": RunConfig(
-        vae_train=TrainConfig(steps=1100, batch=128, lr=2e-3, clip=2000.0, minutes=3.0),
-        denoiser_train=TrainConfig(steps=2200, batch=128, lr=1e-3, ema=0.999, minutes=5.0),
+        vae_train=TrainConfig(steps=700, batch=128, lr=2e-3, clip=2000.0, minutes=2.5),
+        denoiser_train=TrainConfig(steps=1800, batch=128, lr=1e-3, ema=0.999, minutes=4.5),
+        classifier_train=TrainConfig(steps=600, batch=128, lr=2e-3, minutes=1.0),
     ),
     # a T4 in at most 15 minutes (an estimate: see README)
     "t4": RunConfig(

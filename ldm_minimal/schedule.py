@@ -18,7 +18,7 @@ from torch import Tensor
 
 def cosine(t: Tensor) -> tuple[Tensor, Tensor]:
     """A quarter turn on the unit circle: alpha = cos(pi t / 2), sigma = sin(pi t / 2)  (2102.09672, without offset)."""
-    return torch.cos(t * (pi / 2)), torch.sin(t * (pi / 2))
+    return torch.cos(t * (pi / 2)).clamp(min=0), torch.sin(t * (pi / 2))  # in float32, cos(pi / 2) is -4e-8
 
 
 def linear(t: Tensor) -> tuple[Tensor, Tensor]:

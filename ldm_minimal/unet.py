@@ -25,7 +25,7 @@ from .options import option
 
 @dataclass(frozen=True)
 class UNetConfig:
-    channels: tuple[int, ...] = option((96, 192), "channels per resolution; each further entry halves the latent")
+    channels: tuple[int, ...] = option((64, 128), "channels per resolution; each further entry halves the latent")
     blocks: int = option(2, "residual blocks per resolution on the way down (one more on the way up)")
     attention: bool = option(True, "attention at the lowest resolution")
     in_channels: int = 4  # channels of what is denoised

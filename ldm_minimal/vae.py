@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import Downsample, ResBlock, Upsample, group_norm
+from .layers import Downsample, ResBlock, Upsample, at_least_float32, group_norm
 from .options import option
 
 
@@ -26,13 +26,13 @@ class DiagonalGaussian:
     def __init__(self, mean: Tensor, logvar: Tensor):
         if mean.shape != logvar.shape:
             raise ValueError(f"mean {tuple(mean.shape)} and logvar {tuple(logvar.shape)} differ in shape")
-        self.mean = mean.float()
-        self.logvar = logvar.float().clamp(-30.0, 20.0)  # in float32: exp() of these bounds is still finite
+        self.mean = at_least_float32(mean)
+        self.logvar = at_least_float32(logvar).clamp(-30.0, 20.0)  # exp() of these bounds is finite in float32
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """mean + std * eps, differentiable in mean and logvar. The generator's device decides where eps is drawn."""
         device = generator.device if generator is not None else self.mean.device
-        eps = torch.randn(self.mean.shape, generator=generator, device=device).to(self.mean.device)
+        eps = torch.randn(self.mean.shape, generator=generator, device=device).to(self.mean)
         return self.mean + torch.exp(self.logvar / 2) * eps
 
     def mode(self) -> Tensor:
@@ -110,7 +110,7 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
             raise ValueError(f"latents must be (B, {self.config.latent_channels}, h, w), got {tuple(z.shape)}")
-        return self.decoder(z).float()
+        return at_least_float32(self.decoder(z))
 
 
 def vae_loss(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 
 from ldm_minimal import run as run_module
 from ldm_minimal.__main__ import main
-from ldm_minimal.checkpoint import load_json, load_tensors
+from ldm_minimal.checkpoint import load_json, load_tensors, save_json
 from ldm_minimal.plot import as_gray
 
 from conftest import SUBSET
@@ -116,6 +116,7 @@ def test_a_run_stopped_in_the_middle_and_resumed_ends_with_the_same_weights(unin
 
 def test_resume_refuses_changed_options_and_changed_data(tiny_run, tmp_path, capsys, monkeypatch):
     fails(capsys, ["train", "--resume", "--out", tiny_run, "--seed", "3"], 2, "keeps its options", "seed")
+    fails(capsys, ["train", "--resume", "--out", tiny_run, "--precision", "bf16"], 2, "the run is in fp32")
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
     config = load_json(copy / "config.json")
     config["data"]["sha256"] = "0" * 64
@@ -171,8 +172,12 @@ def test_reconstruct_prints_its_quality(tiny_run, tmp_path, capsys):
 
 
 def test_the_classic_exercise_is_one_command(tiny_run, tmp_path):
+    save_json(tmp_path / "metrics.json", {"n": 60})  # as a run left it
     assert main(["classic", "--model", str(tiny_run), "--steps", "2", "--out", str(tmp_path)]) == 0
-    record = load_json(tmp_path / "metrics.json")
+    assert load_json(tmp_path / "metrics.json")["n"] == 60
+    assert main(["classic", "--model", str(tiny_run), "--n", "20", "--steps", "1", "--out", str(tmp_path / "few")]) == 0
+    assert load_json(tmp_path / "few" / "metrics.json")["classic"]["n"] == 20
+    record = load_json(tmp_path / "metrics.json")["classic"]
     assert record["n"] == 512 and record["sampler"]["guidance"] == 1.25 and sum(record["per_class"]) == 512
     assert record["reconstruction"]["psnr_db"] > 5 and min(png_size(tmp_path / "gallery.png")) > 50
 

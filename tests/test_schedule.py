@@ -147,7 +147,7 @@ def test_betas_give_one_knot_more_than_there_are_betas_and_each_is_the_cumulativ
     torch.testing.assert_close(alpha**2, alpha_bar, rtol=1e-11, atol=0)
     torch.testing.assert_close(sigma**2, 1 - alpha_bar, rtol=1e-11, atol=1e-14)
     assert alpha[0] == 1 and sigma[0] == 0
-    assert sigma[1].item() ** 2 == pytest.approx(betas[0].item(), rel=1e-12, abs=0)  # the first step adds beta_1, not beta_2
+    assert sigma[1].item() ** 2 == pytest.approx(betas[0].item(), rel=1e-12, abs=0)  # step 1 adds beta_1
 
 
 def test_between_the_knots_log_alpha_is_a_straight_line():

@@ -125,6 +125,14 @@ def test_a_logvar_that_float16_could_not_exponentiate_is_handled_in_float32():
     assert q.kl().item() == pytest.approx(196 * 0.5 * (exp(15) - 16), rel=1e-5)
 
 
+def test_float64_moments_keep_their_digits():
+    mean, logvar = normal(2, 4, 3, 3).double() / 3, normal(2, 4, 3, 3, seed=1).double() / 3
+    q = DiagonalGaussian(mean, logvar)
+    exact = (mean**2 + logvar.exp() - 1 - logvar).flatten(1).sum(1) / 2
+    assert q.kl().dtype == q.sample(seeded()).dtype == torch.float64
+    torch.testing.assert_close(q.kl(), exact, atol=0, rtol=1e-13)
+
+
 def test_ordinary_logvars_are_not_touched():
     logvar = torch.linspace(-25, 15, 4).reshape(1, 4, 1, 1)
     assert torch.equal(DiagonalGaussian(torch.zeros_like(logvar), logvar).logvar, logvar)
