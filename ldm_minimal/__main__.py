@@ -27,25 +27,30 @@ def parser() -> argparse.ArgumentParser:
     from .presets import PRESETS, SECTIONS
     from .run import STAGES
 
-    main = argparse.ArgumentParser(prog="python -m ldm_minimal", description="Latent diffusion on Fashion-MNIST, from scratch.")
+    main = argparse.ArgumentParser(prog="python -m ldm_minimal",
+                                   description="Latent diffusion on Fashion-MNIST, from scratch.")
     main.add_argument("--version", action="version", version=f"ldm_minimal {__version__}, torch {torch.__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str, model: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, usage=f"{main.prog} {name} [arguments] [options]")
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-        sub.add_argument("--precision", default="auto", choices=PRECISIONS, help="number format of the networks (default: auto)")
+        sub.add_argument("--precision", default="auto", choices=PRECISIONS,
+                         help="number format of the networks (default: auto)")
         if model:
             sub.add_argument("--model", default="unet", metavar="MODEL",
-                             help=f"a run folder, a model's JSON file, or a model that ships: {', '.join(NETS)} (default: unet)")
+                             help=f"a run folder, a model's JSON, or one that ships: {', '.join(NETS)} (default: unet)")
         return sub
 
     sub = command("train", "train a complete latent diffusion model, or one stage of it")
     sub.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES), help="what to train (default: all)")
-    sub.add_argument("--preset", choices=tuple(PRESETS), help="budget (default: t4 on a GPU, cpu elsewhere); flags below change single values of it")
+    sub.add_argument("--preset", choices=tuple(PRESETS),
+                     help="budget (default: t4 on a GPU, cpu elsewhere); flags below change single values of it")
     sub.add_argument("--out", type=Path, help="run folder (default: the next free runs/DATASET-PRESET)")
-    sub.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the latest unfinished one")
-    sub.add_argument("--vae-from", type=Path, metavar="PATH", help="take the autoencoder from this run folder or model JSON instead of training one")
+    sub.add_argument("--resume", action="store_true",
+                     help="go on with the run in --out, or with the latest unfinished one")
+    sub.add_argument("--vae-from", type=Path, metavar="PATH",
+                     help="take the autoencoder from this run folder or model JSON instead of training one")
     sub.add_argument("--compile", action="store_true", help="use torch.compile for the denoiser where it works")
     shown = PRESETS["cpu"]
     add_options(sub, shown)
@@ -61,17 +66,22 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("reconstruct", "encode and decode test images; prints PSNR and SSIM", model=True)
     sub.add_argument("--n", type=int, default=20, help="images to show (default: 20)")
-    sub.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="grid to write, PNG (default: reconstructions.png)")
+    sub.add_argument("--out", type=Path, default=Path("reconstructions.png"),
+                     help="grid to write, PNG (default: reconstructions.png)")
 
     sub = command("evaluate", "the whole table of metrics, with floor, ceiling and noise", model=True)
     sub.add_argument("--n", type=int, default=10_000, help="images of each kind (default: 10000)")
-    sub.add_argument("--inception", action="store_true", help="add the Inception FID (needs the extra `inception`; minutes to hours on a CPU)")
-    sub.add_argument("--out", type=Path, default=Path("metrics.json"), help="where to write it all (default: metrics.json)")
+    sub.add_argument("--inception", action="store_true",
+                     help="add the Inception FID (needs the extra `inception`; minutes to hours on a CPU)")
+    sub.add_argument("--out", type=Path, default=Path("metrics.json"),
+                     help="where to write it all (default: metrics.json)")
     add_options(sub, SampleConfig())
 
-    sub = command("classic", "the classic form of the exercise: 512 samples at guidance 1.25, a gallery by class, the PSNR beside it", model=True)
+    sub = command("classic", "the classic form of the exercise: 512 samples at guidance 1.25, a gallery by class, "
+                  "the PSNR beside it", model=True)
     sub.add_argument("--n", type=int, default=512, help="samples (default: 512)")
-    sub.add_argument("--out", type=Path, default=Path("classic"), help="folder for gallery.png and metrics.json (default: classic)")
+    sub.add_argument("--out", type=Path, default=Path("classic"),
+                     help="folder for gallery.png and metrics.json (default: classic)")
     add_options(sub, CLASSIC)
     sub.set_defaults(base=CLASSIC)
 
@@ -151,12 +161,13 @@ def run_train(args) -> int:
             changed.append(f"precision (the run is in {known['precision']})")
         if changed:
             raise ValueError(f"a resumed run keeps its options; leave out {', '.join(changed)}, or start a new run")
-        config, vae_from, stage = read_config(known["config"], str(folder / "config.json")), known["vae_from"], known["stage"]
-        preset, precision = known["preset"], known["precision"]
+        config = read_config(known["config"], str(folder / "config.json"))
+        vae_from, stage, preset, precision = (known[key] for key in ("vae_from", "stage", "preset", "precision"))
     else:
         preset, stage, vae_from = args.preset or default_preset(device), args.stage, args.vae_from
         config = chosen(PRESETS[preset], args)
-        config = replace(config, **{section: chosen(getattr(config, section), args, prefix) for prefix, section in SECTIONS.items()})
+        parts = {section: chosen(getattr(config, section), args, prefix) for prefix, section in SECTIONS.items()}
+        config = replace(config, **parts)
         folder = args.out or free_folder(config.dataset, preset)
     print(f"run        {folder} ({'resumed, ' if args.resume else ''}preset {preset}, {device}, {precision})")
     run = Run(folder, config, device, precision, args.compile)
@@ -200,7 +211,7 @@ def run_sample(args) -> int:
     ids = data.class_ids(args.classes or list(model.classes), model.dataset)
     labels = ids.repeat_interleave(positive(args.n))
     with bar(len(labels), "samples", "image") as progress:
-        x = model.sample(labels, config.steps, config.guidance, config.solver, config.seed, config.interval, config.spacing, progress=progress.update)
+        x = model.sample(labels, **vars(config), progress=progress.update)
     names = [model.classes[i] for i in ids]
     plot.save_figure(plot.image_grid(x, len(ids), names, title=describe(config)), args.out)
     print(f"wrote {args.out}")
@@ -208,7 +219,8 @@ def run_sample(args) -> int:
         from .checkpoint import atomic
 
         with atomic(args.npz) as part, open(part, "wb") as file:
-            np.savez_compressed(file, images=data.to_uint8(x).numpy(), labels=labels.numpy(), classes=np.array(model.classes))
+            np.savez_compressed(file, images=data.to_uint8(x).numpy(), labels=labels.numpy(),
+                                classes=np.array(model.classes))
         print(f"wrote {args.npz}")
     return 0
 
@@ -246,7 +258,8 @@ def run_evaluate(args) -> int:
         result = evaluate(model, classifier, train, test, n, config, extra, progress.update)
     save_json(args.out, result | {"model": args.model})
     print(as_table(result))
-    print(f"\nreconstruction PSNR {result['reconstruction']['psnr_db']:.2f} dB, SSIM {result['reconstruction']['ssim']:.4f}; "
+    quality = result["reconstruction"]
+    print(f"\nreconstruction PSNR {quality['psnr_db']:.2f} dB, SSIM {quality['ssim']:.4f}; "
           f"memorisation ratio {result['memorisation']:.3f}; {result['sampling']['images_per_second']:.0f} images/s\n"
           f"classes found: {', '.join(f'{k} {v}' for k, v in result['classes_found'].items())}\nwrote {args.out}")
     return 0
@@ -266,7 +279,8 @@ def run_classic(args) -> int:
     for c in range(len(model.classes)):
         mine = samples[labels == c]
         sheet[c, : len(mine)] = mine
-    plot.save_figure(plot.image_grid(sheet.flatten(0, 1), len(model.classes), model.classes, title=describe(config)), args.out / "gallery.png")
+    gallery = plot.image_grid(sheet.flatten(0, 1), len(model.classes), model.classes, title=describe(config))
+    plot.save_figure(gallery, args.out / "gallery.png")
     record = {"n": args.n, "sampler": vars(config), "reconstruction": quality, "sampling": cost, "model": args.model,
               "per_class": labels.bincount(minlength=len(model.classes)).tolist(), "latent_scale": model.scale}
     path = args.out / "metrics.json"  # a run's own metrics stay as they are beside it
@@ -283,7 +297,8 @@ def run_info(args) -> int:
 
     device = pick_device(args.device)
     precision, reason = pick_precision(device, args.precision)
-    rows = versions() | {"device": device_name(device), "precision": f"{precision}: {reason}", "preset": default_preset(device)}
+    rows = versions() | {"device": device_name(device), "precision": f"{precision}: {reason}",
+                         "preset": default_preset(device)}
     for name in data.CLASSES:
         try:
             rows[f"data, {name}"] = data.load(name, download=False).source

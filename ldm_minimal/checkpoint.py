@@ -1,7 +1,7 @@
 """Files that are whole or not there: tensors as safetensors, everything readable as JSON.
 
-Each file is written under a temporary name in the same folder, flushed to disk and renamed, so a process killed at any moment
-leaves the old file or the new one. Loading is strict: it names the keys or shapes that do not fit.
+Each file is written under a temporary name in the same folder, flushed to disk and renamed, so a process killed at
+any moment leaves the old file or the new one. Loading is strict: it names the keys or shapes that do not fit.
 """
 
 import hashlib
@@ -88,8 +88,8 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     wrong = [f"{k}: {tuple(tensors[k].shape)} in the file, {tuple(own[k].shape)} in the network"
              for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
     if missing or extra or wrong:
-        parts = [f"{label} {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}"
-                 for label, keys in (("missing:", missing), ("unexpected:", extra), ("of another shape:", sorted(wrong))) if keys]
+        kinds = (("missing:", missing), ("unexpected:", extra), ("of another shape:", sorted(wrong)))
+        parts = [f"{label} {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}" for label, keys in kinds if keys]
         raise CheckpointError(f"the weights in {what} are those of another architecture; {'; '.join(parts)}")
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:

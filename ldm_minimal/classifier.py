@@ -1,7 +1,8 @@
 r"""A small classifier whose last features measure how alike two sets of images are.
 
-The Frechet distance needs features that know the data. The usual Inception network has seen photographs, not 28 x 28 clothes;
-this one is trained on the data set itself. Its distances are not comparable with those of papers, and are named so.
+The Frechet distance needs features that know the data. The usual Inception network has seen photographs, not 28 x 28
+clothes; this one is trained on the data set itself. Its distances are not comparable with those of papers, and are
+named so.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,9 @@
 The network sees x / 127.5 - 1 in [-1, 1]; to_uint8 is its inverse and rounds.
 
 The four files are looked for in this order: the folder $LDM_DATA; data/ in the project; the system's
-/usr/share/datasets; torchvision's download. Where there is none, the subset that ships with the package does: 10,000 + 2,000
-images of Fashion-MNIST (the first 1,000 and 200 of each class), 4,000 + 1,000 of MNIST. Every file's checksum is verified.
+/usr/share/datasets; torchvision's download. Where there is none, the subset that ships with the package does:
+10,000 + 2,000 images of Fashion-MNIST (the first 1,000 and 200 of each class), 4,000 + 1,000 of MNIST. Every file's
+checksum is verified.
 """
 
 import gzip
@@ -22,7 +23,8 @@ from torch import Tensor
 from torchvision import datasets
 
 CLASSES = {
-    "fashion-mnist": ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    "fashion-mnist": ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+                      "Ankle boot"),
     "mnist": tuple("0123456789"),
 }
 FILES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -82,7 +84,8 @@ class Dataset:
 def load(name: str = "fashion-mnist", split: str = "train", download: bool = True) -> Dataset:
     """Read one split from the first place that has it; ValueError for an unknown name, DataError for a bad file."""
     if name not in CLASSES or split not in FILES:
-        raise ValueError(f"unknown data set or split {name!r}, {split!r}: choose from {', '.join(CLASSES)}; train, test")
+        raise ValueError(f"unknown data set or split {name!r}, {split!r}: choose from {', '.join(CLASSES)}; "
+                         f"{', '.join(FILES)}")
     folder, source = find(name, download)
     image_file, label_file = (read(folder / file, name) for file in FILES[split])
     images = torch.from_numpy(image_file).unsqueeze(1)  # (N, 1, 28, 28)
@@ -104,12 +107,12 @@ def find(name: str, download: bool = True) -> tuple[Path, str]:
         raise DataError(f"LDM_DATA is {chosen}, but {name} is not there: expected {', '.join(wanted)} "
                         f"in it or in {name}/ below it. Put them there, or unset LDM_DATA.")
     cache = cache_folder() / name
-    for folder, source in ((cache, f"{cache}"), (Path("/usr/share/datasets") / name, f"the system, /usr/share/datasets/{name}")):
+    for folder in (cache, Path("/usr/share/datasets") / name):
         if holds(folder):
-            return folder, source
+            return folder, f"{folder}"
     if download and fetch(name, cache):
         return cache, f"{cache}"
-    return ASSETS / f"{name}-subset", "the subset that ships with the package, because no full copy was found (README, Data)"
+    return ASSETS / f"{name}-subset", "the subset that ships with the package: no full copy was found (README, Data)"
 
 
 def cache_folder() -> Path:
@@ -166,7 +169,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Floats in [-1, 1] -> uint8, clamped and rounded to nearest (truncation would darken every image by half a level)."""
+    """Floats in [-1, 1] -> uint8, clamped and rounded to nearest (truncation would darken an image by half a level)."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -194,7 +197,7 @@ def class_ids(classes, name: str = "fashion-mnist") -> Tensor:
         classes = classes.reshape(-1).tolist()
     elif isinstance(classes, (str, int)):
         classes = [classes]
-    lookup = {known[i].lower(): i for i in range(len(known))} | {part.lower(): i for i in range(len(known)) for part in known[i].split("/")}
+    lookup = {part.lower(): i for i in range(len(known)) for part in (known[i], *known[i].split("/"))}
     ids = []
     for one in classes:
         number = lookup.get(one.strip().lower()) if isinstance(one, str) else one

@@ -121,7 +121,7 @@ class Denoiser(nn.Module):
     def noise_loss(self, loss: Tensor, t: Tensor) -> Tensor:
         """The same errors as errors of the noise prediction: (alpha / determinant)^2 times the loss, (B,).
 
-        From the 2x2 system: an error d in `out` is an error -sigma d / determinant in z0, and alpha d / determinant in eps.
+        From the 2x2 system: an error d in `out` is -sigma d / determinant in z0, and alpha d / determinant in eps.
         """
         alpha, sigma = self.schedule(t.double())
         a, b = TARGETS[self.target](alpha, sigma)

@@ -2,8 +2,8 @@ r"""An exponential moving average of the weights: what is sampled from, because 
 
     ema <- d * ema + (1 - d) * weights,        d = min(decay, (1 + n) / (10 + n)) after n updates
 
-The warm-up forgets the random start: with a constant d = 0.9999 the average would still hold 61 % of the initial weights
-after 5,000 steps. Parameters are averaged, buffers copied.  (2006.11239; the warm-up is a common convention.)
+The warm-up forgets the random start: with a constant d = 0.9999 the average would still hold 61 % of the initial
+weights after 5,000 steps. Parameters are averaged, buffers copied.  (2006.11239; the warm-up is a common convention.)
 """
 
 import copy

@@ -1,4 +1,4 @@
-r"""The whole table of one model: what it reconstructs, what it samples, and what those numbers could have been at best and worst.
+r"""The whole table of one model: what it reconstructs and samples, beside the best and the worst there could be.
 
 Every distance is against all test images, for n images of each of
 
@@ -44,7 +44,7 @@ def balanced(labels: Tensor, n: int, seed: int = 0) -> Tensor:
 
 
 def compare(features: Tensor, reference: Tensor, equal: Tensor) -> dict[str, float]:
-    """One row of the table. FD and KID against the whole reference; neighbour counts against `equal`, as many as `features`."""
+    """One row: FD and KID against the whole reference, neighbour counts against `equal`, as many as `features`."""
     mean, spread = kid(features, reference)
     row = {"fd": frechet_distance(features, reference), "kid_x1000": 1000 * mean, "kid_spread_x1000": 1000 * spread}
     return row | prdc(equal, features)
@@ -60,11 +60,11 @@ def draw(model: LatentDiffusion, n: int, config: SampleConfig, progress=None) ->
     """n samples with labels 0, 1, ... 9, 0, 1, ...: (uint8 images, labels, cost)."""
     labels = torch.arange(n) % len(model.classes)
     start = time.perf_counter()
-    x = model.sample(labels, config.steps, config.guidance, config.solver, config.seed, config.interval, config.spacing, progress=progress)
+    x = model.sample(labels, **vars(config), progress=progress)
     seconds = time.perf_counter() - start
     passes = config.steps * (1 if config.guidance in (0.0, 1.0) else 2)
-    return to_uint8(x), labels, {"seconds": seconds, "images_per_second": n / seconds, "evaluations_per_image": config.steps,
-                                 "forward_passes_per_image_at_most": passes}
+    return to_uint8(x), labels, {"seconds": seconds, "images_per_second": n / seconds,
+                                 "evaluations_per_image": config.steps, "forward_passes_per_image_at_most": passes}
 
 
 def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, test: Dataset, n: int = 10_000,
@@ -92,7 +92,8 @@ def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, tes
     table, counts = {}, []
     for name, (images, wanted) in sets.items():
         features, predicted = classify(classifier, images)
-        table[name] = compare(features, reference, reference[test_rows]) | {"class_accuracy": float((predicted == wanted).double().mean())}
+        table[name] = compare(features, reference, reference[test_rows])
+        table[name]["class_accuracy"] = float((predicted == wanted).double().mean())
         if extra_features:
             other = extra_features(images)
             table[name]["inception_fid"] = frechet_distance(other, extra_reference)
@@ -101,8 +102,9 @@ def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, tes
             counts = predicted.bincount(minlength=len(model.classes)).tolist()
     some = min(n, 1000)
     return {
-        "n": n, "reference": f"{len(test)} test images of {test.name}", "features": f"own classifier, {reference.shape[1]} features",
-        "reconstruction": quality, "table": table, "sampling": cost, "sampler": config.__dict__ | {"interval": list(config.interval)},
+        "n": n, "reference": f"{len(test)} test images of {test.name}",
+        "features": f"own classifier, {reference.shape[1]} features",
+        "reconstruction": quality, "table": table, "sampling": cost, "sampler": vars(config),
         "classes_found": dict(zip(model.classes, counts)),
         "memorisation": memorisation(samples[:some], test.images[:some], train.images),
     }
@@ -110,11 +112,12 @@ def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, tes
 
 def as_table(result: dict) -> str:
     """The table as text, one row for each set."""
-    columns = [("fd", "FD", ".2f"), ("kid_x1000", "KID x1000", ".2f"), ("precision", "precision", ".3f"), ("recall", "recall", ".3f"),
-               ("density", "density", ".3f"), ("coverage", "coverage", ".3f"), ("class_accuracy", "accuracy", ".3f"),
-               ("inception_fid", "Inception FID", ".2f")]
-    columns = [c for c in columns if c[0] in result["table"]["samples"]]
-    lines = ["".join([f"{'':10}"] + [f"{title:>{max(10, len(title) + 2)}}" for _, title, _ in columns])]
+    columns = [("fd", "FD", 2), ("kid_x1000", "KID x1000", 2), ("precision", "precision", 3), ("recall", "recall", 3),
+               ("density", "density", 3), ("coverage", "coverage", 3), ("class_accuracy", "accuracy", 3),
+               ("inception_fid", "Inception FID", 2)]
+    columns = [column for column in columns if column[0] in result["table"]["samples"]]
+    lines = [" " * 10 + "".join(f"{title:>{len(title) + 5}}" for _, title, _ in columns)]
     for name, row in result["table"].items():
-        lines.append("".join([f"{name:10}"] + [f"{row[key]:>{max(10, len(title) + 2)}{form}}" for key, title, form in columns]))
+        cells = [f"{row[key]:>{len(title) + 5}.{digits}f}" for key, title, digits in columns]
+        lines.append(f"{name:10}" + "".join(cells))
     return "\n".join(lines)

@@ -51,13 +51,14 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions around a skip connection; `emb` (B, emb_dim), where given, scales and shifts between them."""
+    """Two 3x3 convolutions and a skip; `emb` (B, emb_dim), where given, scales and shifts between the two."""
 
     def __init__(self, in_channels: int, out_channels: int, emb_dim: int | None = None):
         super().__init__()
         self.norm1, self.conv1 = group_norm(in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.emb = nn.Linear(emb_dim, 2 * out_channels) if emb_dim else None
-        self.norm2, self.conv2 = group_norm(out_channels), zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:

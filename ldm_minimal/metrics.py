@@ -1,14 +1,14 @@
 r"""How good are reconstructions and samples? Pairs are compared pixel by pixel, sets by their features.
 
     PSNR   = -10 log10(mean squared error), images in [0, 1]                          pairs only, never samples
-    FD     = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)                     1706.08500 (FID on Inception features)
+    FD     = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)                     1706.08500 (FID, on Inception)
     KID    = unbiased MMD^2 with kernel (x.y / d + 1)^3                               1801.01401
     precision / recall      share of one set inside the k-nearest-neighbour balls of the other   1904.06991
     density / coverage      the same, robust to outliers                              2002.09797
     memorisation            distance to the nearest training image, samples over test images; near 1 is healthy
 
-Images are uint8 (N, 1, H, W), as they would be saved. Features are (N, d). All statistics are in float64 with n - 1, and
-two distances are comparable only at the same n: with fewer samples the Frechet distance comes out larger.
+Images are uint8 (N, 1, H, W), as they would be saved. Features are (N, d). All statistics are in float64 with n - 1,
+and two distances are comparable only at the same n: with fewer samples the Frechet distance comes out larger.
 """
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 def as_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape or a.dtype != torch.uint8 or b.dtype != torch.uint8:
-        raise ValueError(f"need two uint8 batches of one shape, got {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}")
+        raise ValueError(f"need two uint8 batches of one shape, got {a.dtype} {tuple(a.shape)} "
+                         f"and {b.dtype} {tuple(b.shape)}")
     return a.double() / 255, b.double() / 255
 
 
@@ -122,7 +123,7 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
 
 
 def nearest_distance(images: Tensor, train: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
-    """Root-mean-square pixel distance, in [0, 1], of each image to its nearest training image, and that image's index."""
+    """Root-mean-square pixel distance in [0, 1] of each image to its nearest training image, and that one's index."""
     flat = train.flatten(1).float() / 255
     distances, places = [], []
     for chunk in images.split(batch):

@@ -24,7 +24,7 @@ def _parser_of(kind):
 
 
 def add_options(parser: argparse.ArgumentParser, config, prefix: str = "", title: str | None = None) -> None:
-    """One flag for each field of the instance `config` that was made by option(); its value is the default that is shown.
+    """One flag for each field of the instance `config` made by option(); its value is the default that is shown.
 
     A flag not given leaves no trace in the namespace, so that the value of whichever preset was chosen stands.
     """

@@ -55,7 +55,8 @@ def config_from(config_class, data: dict, where: str):
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     for name, item in known.items():
         kinds = (int, float) if isinstance(item.default, float) else type(item.default)
-        if not isinstance(values[name], kinds) or (isinstance(values[name], bool) and not isinstance(item.default, bool)):
+        mistaken_for_number = isinstance(values[name], bool) and not isinstance(item.default, bool)
+        if not isinstance(values[name], kinds) or mistaken_for_number:
             raise CheckpointError(f"{where}: {name} must be like {item.default!r}, found {values[name]!r}")
         choices = item.metadata.get("choices")
         if choices and values[name] not in choices:
@@ -70,13 +71,13 @@ class LatentDiffusion:
     >>> images = model.sample(["Sneaker", "Bag"], steps=20, guidance=2.0)   # (2, 1, 28, 28) in [-1, 1]
     """
 
-    def __init__(self, vae: VAE, denoiser: Denoiser, scale: float, latent_shape: tuple[int, ...], dataset: str = "fashion-mnist",
-                 config: DenoiserConfig = DenoiserConfig(), meta: dict | None = None):
+    def __init__(self, vae: VAE, denoiser: Denoiser, scale: float, latent_shape: tuple[int, ...],
+                 dataset: str = "fashion-mnist", config: DenoiserConfig = DenoiserConfig(), meta: dict | None = None):
         if not (isinstance(scale, float) and isfinite(scale) and scale > 0):
             raise ValueError(f"the latent scale must be a finite number > 0, got {scale!r}")
-        self.vae, self.denoiser, self.scale = vae.eval().requires_grad_(False), denoiser.eval().requires_grad_(False), scale
-        self.latent_shape, self.dataset, self.config, self.meta = tuple(latent_shape), dataset, config, meta or {}
-        self.precision = "fp32"
+        self.vae, self.denoiser = vae.eval().requires_grad_(False), denoiser.eval().requires_grad_(False)
+        self.scale, self.latent_shape, self.dataset = scale, tuple(latent_shape), dataset
+        self.config, self.meta, self.precision = config, meta or {}, "fp32"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,7 +95,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images (N, 1, H, W) in [-1, 1] -> scaled latents; the posterior's mean, or a sample where a generator is given."""
+        """Images (N, 1, H, W) in [-1, 1] -> scaled latents: the posterior's mean; with a generator, a sample."""
         posterior = self.vae.encode(x.to(self.device))
         return self.scale * (posterior.mode() if generator is None else posterior.sample(generator))
 
@@ -107,7 +108,8 @@ class LatentDiffusion:
         return torch.cat(chunks).clamp(-1, 1) if chunks else z0.new_zeros(0)
 
     def sample(self, classes, steps: int = 20, guidance=2.0, solver: str = "dpm++2m", seed: int = 0,
-               interval: tuple[float, float] = (0.0, 1.0), spacing: str = "time", batch: int = 256, progress=None) -> Tensor:
+               interval: tuple[float, float] = (0.0, 1.0), spacing: str = "time", batch: int = 256,
+               progress=None) -> Tensor:
         """One image for each entry of `classes` (names or ids): (N, 1, H, W) in [-1, 1].
 
         steps     network evaluations per image (twice as many where guidance is neither 0 nor 1)
@@ -121,17 +123,19 @@ class LatentDiffusion:
             raise ValueError("nothing to sample: classes is empty")
         images = []
         for index in torch.arange(len(labels)).split(batch):
-            for _, z0 in self.trajectory(labels[index], index.tolist(), steps, guidance, solver, seed, interval, spacing):
-                pass
+            for z0, _ in self.trajectory(labels[index], index.tolist(), steps, guidance, solver, seed, interval,
+                                         spacing):
+                pass  # the last one is the sample
             images.append(self.decode(z0).cpu())
             if progress:
                 progress(len(index))
         return torch.cat(images)
 
     @torch.no_grad()
-    def trajectory(self, labels: Tensor, index: list[int], steps: int = 20, guidance=2.0, solver: str = "dpm++2m", seed: int = 0,
-                   interval: tuple[float, float] = (0.0, 1.0), spacing: str = "time") -> Iterator[tuple[Tensor, Tensor]]:
-        """The steps of one batch: a generator of (z_s, z0_hat), scaled latents. `index` names the samples, see sample_noise."""
+    def trajectory(self, labels: Tensor, index: list[int], steps: int = 20, guidance=2.0, solver: str = "dpm++2m",
+                   seed: int = 0, interval: tuple[float, float] = (0.0, 1.0),
+                   spacing: str = "time") -> Iterator[tuple[Tensor, Tensor]]:
+        """The steps of one batch: a generator of (z_s, z0_hat), scaled latents. `index`: see sampler.sample_noise."""
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}, choose from {', '.join(SOLVERS)}")
         eta, order = SOLVERS[solver]
@@ -146,7 +150,7 @@ class LatentDiffusion:
             return self.denoiser(zt, t, y)
 
     def save(self, folder, name: str = "model", denoiser: str = "denoiser", half: bool = False) -> None:
-        """vae.safetensors, {denoiser}.safetensors and, last, {name}.json, which knows the checksums of the other two."""
+        """vae.safetensors, {denoiser}.safetensors and, last, {name}.json, which knows the checksums of both."""
         folder, files = Path(folder), {}
         for part, stem, module in (("vae", "vae", self.vae), ("denoiser", denoiser, self.denoiser.net)):
             tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in module.state_dict().items()}
@@ -155,8 +159,8 @@ class LatentDiffusion:
         net = next(key for key, (kind, _) in NETS.items() if isinstance(self.denoiser.net, kind))
         checkpoint.save_json(folder / f"{name}.json", {
             "dataset": self.dataset, "latent_scale": self.scale, "latent_shape": self.latent_shape,
-            "vae": asdict(self.vae.config), "net": net, net: asdict(self.denoiser.net.config), "denoiser": asdict(self.config),
-            "files": files, "meta": self.meta,
+            "vae": asdict(self.vae.config), "net": net, net: asdict(self.denoiser.net.config),
+            "denoiser": asdict(self.config), "files": files, "meta": self.meta,
         })
 
     @classmethod
@@ -178,7 +182,8 @@ class LatentDiffusion:
         net_config = config_from(config_class, data.get(data["net"]), str(path))
         try:
             denoiser = build_denoiser(kind(net_config), config)
-            model = cls(VAE(vae_config), denoiser, data["latent_scale"], data["latent_shape"], data["dataset"], config, data["meta"])
+            model = cls(VAE(vae_config), denoiser, data["latent_scale"], data["latent_shape"], data["dataset"], config,
+                        data["meta"])
             wanted = [(module, path.parent / data["files"][part]["file"], data["files"][part]["sha256"])
                       for part, module in (("vae", model.vae), ("denoiser", denoiser.net))]
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:

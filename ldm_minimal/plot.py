@@ -1,4 +1,4 @@
-"""Pictures of one style. Images are shown pixel for pixel, never smoothed; the palette is safe for colour-blind readers."""
+"""Pictures of one style: images pixel for pixel, never smoothed; a palette that is safe for colour-blind readers."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from .data import to_uint8
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLE = {
     "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "image.interpolation": "nearest", "image.cmap": "gray",
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS), "legend.frameon": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "image.interpolation": "nearest",
+    "image.cmap": "gray", "axes.prop_cycle": matplotlib.cycler(color=COLORS), "legend.frameon": False,
 }
 
 
@@ -43,8 +43,10 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_yticks([(height + gap) * (i + 0.5) - gap / 2 for i in range(rows)] if row_names else [], row_names)
-        axes.set_xticks([(width + gap) * (i + 0.5) - gap / 2 for i in range(columns)] if column_names else [], column_names)
+        middle_y = [(height + gap) * (i + 0.5) - gap / 2 for i in range(rows)]
+        middle_x = [(width + gap) * (i + 0.5) - gap / 2 for i in range(columns)]
+        axes.set_yticks(middle_y if row_names else [], row_names)
+        axes.set_xticks(middle_x if column_names else [], column_names)
         axes.xaxis.tick_top()
         if title:
             axes.set_title(title, pad=8)
@@ -52,7 +54,7 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
 
 
 def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=()):
-    """A figure with one panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y` have a log axis."""
+    """One panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y` have a logarithmic axis."""
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):

@@ -34,7 +34,8 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> tuple[str, str
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         shown = ".".join(map(str, capability))
-        return ("bf16", f"compute capability {shown} >= 8.0") if capability >= (8, 0) else ("fp16", f"compute capability {shown} < 8.0")
+        chosen, sign = ("bf16", ">=") if capability >= (8, 0) else ("fp16", "<")
+        return chosen, f"compute capability {shown} {sign} 8.0"
     if device.type == "cpu" and cpu_has_bf16():
         return "bf16", "this CPU multiplies bfloat16 natively"
     return "fp32", "no native bfloat16 here"

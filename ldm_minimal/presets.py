@@ -79,6 +79,7 @@ def default_preset(device: torch.device) -> str:
 
 def read_config(known: dict, where: str) -> RunConfig:
     """The "config" of a config.json -> RunConfig; CheckpointError names what does not fit."""
-    kinds = {name: type(value) for name, value in vars(RunConfig()).items() if name in {*SECTIONS.values(), "classifier"}}
+    sections = {*SECTIONS.values(), "classifier"}
+    kinds = {name: type(value) for name, value in vars(RunConfig()).items() if name in sections}
     whole = known | {name: config_from(kind, known.get(name), where) for name, kind in kinds.items()}
     return config_from(RunConfig, whole, where)

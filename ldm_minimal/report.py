@@ -26,7 +26,8 @@ def training_curves(log: dict[str, list[dict]]):
     """Loss of each stage, and the noise-prediction error by range of t. log: stage -> its entries."""
     panels = {}
     for stage, keys, title in (("vae", ("reconstruction", "kl"), "VAE: reconstruction and KL per image"),
-                               ("denoiser", ("loss", "eps_mse"), "Denoiser: training loss"), ("classifier", ("loss",), "Classifier: loss")):
+                               ("denoiser", ("loss", "eps_mse"), "Denoiser: training loss"),
+                               ("classifier", ("loss",), "Classifier: loss")):
         entries = log.get(stage)
         if not entries:
             continue
@@ -34,21 +35,23 @@ def training_curves(log: dict[str, list[dict]]):
         panels[title] = {key.replace("eps_mse", "noise prediction"): (steps, [e[key] for e in entries]) for key in keys}
         if "by_t" in entries[0]:
             edges = [f"{i / Meter.T_BINS:.1f} < t < {(i + 1) / Meter.T_BINS:.1f}" for i in range(Meter.T_BINS)]
-            panels["Noise-prediction error by t"] = {edge: (steps, [e["by_t"][i] for e in entries]) for i, edge in enumerate(edges)}
+            lines = {edge: (steps, [e["by_t"][i] for e in entries]) for i, edge in enumerate(edges)}
+            panels["Noise-prediction error by t"] = lines
     return curves(panels, log_y=tuple(panels))
 
 
 def filmstrip(model: LatentDiffusion, config: SampleConfig):
     """One denoising run of three classes, decoded as it goes: z_t above, the estimate of z0 below."""
     labels = torch.tensor([7, 8, 0])  # in Fashion-MNIST a sneaker, a bag and a T-shirt
-    frames = list(model.trajectory(labels, [0, 1, 2], config.steps, config.guidance, config.solver, config.seed, config.interval, config.spacing))
+    frames = list(model.trajectory(labels, [0, 1, 2], **vars(config)))
     shown = sorted({round(i * (len(frames) - 1) / 9) for i in range(10)})
     rows, names = [], []
     for i in range(len(labels)):
         for part, name in ((0, "z_t"), (1, "estimate")):
             rows += [model.decode(frames[k][part][i : i + 1]) for k in shown]
             names.append(f"{model.classes[labels[i]]}: {name}")
-    return image_grid(torch.cat(rows), len(names), names, [f"step {k + 1}" for k in shown], title="From noise to image, decoded at each step")
+    return image_grid(torch.cat(rows), len(names), names, [f"step {k + 1}" for k in shown],
+                      title="From noise to image, decoded at each step")
 
 
 def describe(config: SampleConfig) -> str:
@@ -58,17 +61,19 @@ def describe(config: SampleConfig) -> str:
 def summary(result: dict, folder: Path) -> str:
     """What came out, in words."""
     samples, floor, ceiling = (result["table"][k] for k in ("samples", "floor", "ceiling"))
-    counts = result["classes_found"]
+    counts, quality = result["classes_found"], result["reconstruction"]
     rarest = min(counts, key=counts.get)
     minutes = sum(stage["seconds"] for stage in result.get("training", {}).values()) / 60
     return "\n".join([
         as_table(result),
         "",
-        f"The autoencoder rebuilds test images at {result['reconstruction']['psnr_db']:.1f} dB PSNR (SSIM {result['reconstruction']['ssim']:.3f}).",
-        f"Against the {result['reference']}, {result['n']} samples are at a Frechet distance of {samples['fd']:.2f} on our own classifier's",
-        f"features, where real training images are at {floor['fd']:.2f} and mere reconstructions at {ceiling['fd']:.2f}.",
+        f"The autoencoder rebuilds test images at {quality['psnr_db']:.1f} dB PSNR (SSIM {quality['ssim']:.3f}).",
+        f"Against the {result['reference']}, {result['n']} samples are at a Frechet distance of {samples['fd']:.2f}",
+        f"on our own classifier's features; real training images are at {floor['fd']:.2f}, mere reconstructions at "
+        f"{ceiling['fd']:.2f}.",
         f"The classifier agrees with the asked-for class on {100 * samples['class_accuracy']:.0f} % of the samples; "
         f"the class it finds least often is {rarest} ({counts[rarest]} of {result['n']}).",
-        f"Distance to the nearest training image, samples over test images: {result['memorisation']:.2f} (far below 1 would mean copying).",
+        f"Distance to the nearest training image, samples over test images: {result['memorisation']:.2f} "
+        "(far below 1 would mean copying).",
         f"Training took {minutes:.1f} minutes. Everything is in {folder}.",
     ])

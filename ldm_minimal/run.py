@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from . import __version__, data, report
-from .checkpoint import CheckpointError, atomic, load_json, save_json, save_tensors, sha256
+from .checkpoint import CheckpointError, atomic, load_json, save_json, save_tensors
 from .classifier import Classifier, classifier_loss
 from .denoiser import draw_times
 from .ema import EMA
@@ -52,7 +52,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def interrupt_between_steps():
-    """Within it the first Ctrl-C (or SIGTERM) only raises a flag, which the loop reads after a whole step. Yields the flag."""
+    """Within it the first Ctrl-C (or SIGTERM) only sets the flag that this yields; the loop reads it after a step."""
     flag = []
     before = {}
 
@@ -75,8 +75,9 @@ def interrupt_between_steps():
 
 def bar(total: int, what: str, unit: str, initial: int = 0) -> tqdm:
     """Rate, time left and a postfix for every long step; a line now and then where the output is no terminal."""
-    return tqdm(total=total, desc=f"{what:10}", unit=unit, initial=initial, mininterval=0.5 if sys.stderr.isatty() else 20,
-                dynamic_ncols=True, smoothing=0.05)
+    seconds = 0.5 if sys.stderr.isatty() else 20
+    return tqdm(total=total, desc=f"{what:10}", unit=unit, initial=initial, mininterval=seconds, dynamic_ncols=True,
+                smoothing=0.05)
 
 
 class Run:
@@ -93,9 +94,10 @@ class Run:
     # -- the folder ---------------------------------------------------------------------------------------------
 
     def start(self, **more) -> None:
-        """Write config.json: from here on the folder is a run that can be resumed. FileExistsError if it is one already."""
+        """Write config.json: from here on the folder is a run that can be resumed. FileExistsError where files are."""
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise FileExistsError(f"{self.folder} exists and is not empty: choose another --out, or go on with it: --resume --out {self.folder}")
+            raise FileExistsError(f"{self.folder} exists and is not empty: choose another --out, or go on with it: "
+                                  f"--resume --out {self.folder}")
         save_json(self.folder / "config.json", more | {
             "precision": self.precision, "device": device_name(self.device), "versions": versions(),
             "data": {"source": self.images.source, "sha256": self.images.sha256}, "config": asdict(self.config),
@@ -147,7 +149,8 @@ class Run:
         meter = Meter()
 
         def save() -> None:
-            state.save(path, {"seconds": spent + time.perf_counter() - started, "steps": config.steps, "warmup": config.warmup})
+            seconds = spent + time.perf_counter() - started
+            state.save(path, {"seconds": seconds, "steps": config.steps, "warmup": config.warmup})
 
         with interrupt_between_steps() as interrupted, bar(config.steps, name, "step", state.step) as progress:
             for step in train(state, objective, len(self.images), config, self.config.seed):
@@ -157,7 +160,8 @@ class Run:
                     means = meter.summary()  # raises Diverged; what is saved below is therefore sound
                     seconds = spent + time.perf_counter() - started
                     self.log({"stage": name, "step": step.step, "seconds": round(seconds, 2), **means})
-                    progress.set_postfix({k: f"{means[k]:.4g}" for k in ("loss", "eps_mse") if k in means}, refresh=False)
+                    shown = {key: f"{means[key]:.4g}" for key in ("loss", "eps_mse") if key in means}
+                    progress.set_postfix(shown, refresh=False)
                     if interrupted:
                         save()
                         raise Interrupted
@@ -167,7 +171,7 @@ class Run:
         return state.ema
 
     def fit(self, name: str, model, objective, config: TrainConfig) -> TrainConfig:
-        """Fewer steps where this machine is too slow for config.minutes: measured over a few steps of a throw-away copy."""
+        """Fewer steps where this machine is too slow for config.minutes, measured on a throw-away copy of the model."""
         trial, times = TrainState(copy.deepcopy(model), config, self.precision), [time.perf_counter()]
         for _ in train(trial, objective, len(self.images), replace(config, steps=12), self.config.seed):
             if self.device.type == "cuda":
@@ -176,8 +180,8 @@ class Run:
         per_step = sorted(b - a for a, b in pairwise(times[3:]))[4]  # the median, after three steps to warm up
         steps = min(config.steps, max(1, int(60 * config.minutes / per_step)))
         if steps < config.steps:
-            print(f"{name:10} {steps} steps instead of {config.steps}: at {1000 * per_step:.0f} ms a step, that is what "
-                  f"{config.minutes:g} minutes allow", flush=True)
+            print(f"{name:10} {steps} steps instead of {config.steps}: at {1000 * per_step:.0f} ms a step, that is "
+                  f"what {config.minutes:g} minutes allow", flush=True)
         return replace(config, steps=steps, warmup=min(config.warmup, steps // 10))
 
     # -- the three networks -------------------------------------------------------------------------------------
@@ -195,7 +199,7 @@ class Run:
         torch.manual_seed(self.config.seed)
         vae = self.stage("vae", VAE(self.config.vae), objective, self.config.vae_train).model
         save_tensors(self.folder / "vae.safetensors", vae.state_dict())
-        save_json(self.folder / "vae.json", {"vae": asdict(self.config.vae), "sha256": sha256(self.folder / "vae.safetensors")})
+        save_json(self.folder / "vae.json", {"vae": asdict(self.config.vae)})
         return vae
 
     def train_denoiser(self, vae: VAE) -> LatentDiffusion:
@@ -228,8 +232,9 @@ class Run:
             print(f"denoiser   {compile_or_not(denoiser.to(self.device).net, zt, zt[:, 0, 0, 0], y)}", flush=True)
         trained = self.stage("denoiser", denoiser, objective, config.denoiser_train).model
         last = self.entries("denoiser")[-1]
-        meta = {"command": load_json(self.folder / "config.json")["command"], "seed": config.seed, "steps": last["step"],
-                "seconds": last["seconds"], "device": device_name(self.device), "precision": self.precision, "versions": versions(),
+        meta = {"command": load_json(self.folder / "config.json")["command"], "seed": config.seed,
+                "steps": last["step"], "seconds": last["seconds"], "device": device_name(self.device),
+                "precision": self.precision, "versions": versions(),
                 "data": {"source": self.images.source, "sha256": self.images.sha256}}
         model = LatentDiffusion(vae, trained, scale, tuple(moments.shape[2:]), config.dataset, config.denoiser, meta)
         model.save(self.folder)
@@ -247,7 +252,8 @@ class Run:
             return {"loss": classifier_loss(classifier, data.to_float(images[index]), labels[index], noise)}
 
         torch.manual_seed(self.config.seed + 1)
-        classifier = self.stage("classifier", Classifier(self.config.classifier), objective, self.config.classifier_train).model
+        classifier = Classifier(self.config.classifier)
+        classifier = self.stage("classifier", classifier, objective, self.config.classifier_train).model
         _, found = classify(classifier, self.test.images)
         accuracy = float((found == self.test.labels).double().mean())
         print(f"classifier accuracy on the test set {100 * accuracy:.1f} %", flush=True)
@@ -261,9 +267,11 @@ class Run:
         classifier = load_classifier(path).to(self.device) if path.is_file() else self.train_classifier()
         n = min(self.config.samples, len(self.test))
         with bar(n, "samples", "image") as progress:
-            result = evaluate(model, classifier, self.images, self.test, n, self.config.sample, progress=progress.update)
+            result = evaluate(model, classifier, self.images, self.test, n, self.config.sample,
+                              progress=progress.update)
         last = {stage: entries[-1] for stage in STAGES if (entries := self.entries(stage))}
-        result["training"] = {stage: {key: entry[key] for key in ("step", "seconds", "loss")} for stage, entry in last.items()}
+        result["training"] = {stage: {key: entry[key] for key in ("step", "seconds", "loss")}
+                              for stage, entry in last.items()}
         save_json(self.folder / "metrics.json", result)
         return result
 
@@ -272,7 +280,8 @@ class Run:
         vae = load_vae(vae_from).to(self.device) if vae_from else self.train_vae()
         model = self.train_denoiser(vae).to(self.device, self.precision)
         report.pictures(model, self.test, self.config.sample, self.folder)
-        report.save_figure(report.training_curves({stage: self.entries(stage) for stage in STAGES}), self.folder / "curves.png")
+        curves = report.training_curves({stage: self.entries(stage) for stage in STAGES})
+        report.save_figure(curves, self.folder / "curves.png")
         return self.measure(model)
 
 

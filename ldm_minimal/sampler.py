@@ -6,12 +6,12 @@ r"""Sampling: from noise to data along a grid of times, one step for every solve
 
     eta = 0                       DDIM; on the straight path it is Euler for rectified flow; DPM-Solver++(1)
     eta = 1                       DDPM: tau^2 is the variance of q(z_s | z_t, z0)
-    z0_hat extrapolated, eta = 0  DPM-Solver++(2M):  z0_hat + h / (2 h_last) (z0_hat - z0_hat_last),  h = step in log_snr
+    z0_hat extrapolated, eta = 0  DPM-Solver++(2M): z0_hat + h / (2 h_last) (z0_hat - z0_hat_last), h = step in log_snr
     z0_hat extrapolated, eta = 1  its stochastic form
 
 So a solver is two numbers, (eta, order), and one loop runs them all. N steps are N evaluations of the denoiser.
 
-Papers: DDPM 2006.11239 eq. 7, DDIM 2010.02502 eq. 12, DPM-Solver++ 2211.01095 algorithm 2 and eq. for SDE in appendix.
+Papers: DDPM 2006.11239 eq. 7, DDIM 2010.02502 eq. 12, DPM-Solver++ 2211.01095 algorithm 2.
 """
 
 from itertools import pairwise

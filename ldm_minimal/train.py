@@ -75,7 +75,8 @@ class TrainState:
         tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adamw.{index}.{k}": v for k, v in moments.items()}
-        own = {"step": self.step, "ema_updates": self.ema.updates, "scaler": self.scaler.state_dict(), "precision": self.precision}
+        own = {"step": self.step, "ema_updates": self.ema.updates, "scaler": self.scaler.state_dict(),
+               "precision": self.precision}
         save_tensors(path, tensors, own | {"more": meta or {}})
 
     def load(self, path) -> dict:
@@ -112,7 +113,8 @@ class Step:
     norm: Tensor
 
 
-Objective = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]  # (model, indices, noise) -> {"loss": (B,), ...}
+# (model, indices, noise generator) -> {"loss": (B,), and whatever else is to be reported, each (B,)}
+Objective = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
 
 
 def train(state: TrainState, objective: Objective, n: int, config: TrainConfig, seed: int = 0) -> Iterator[Step]:
@@ -159,7 +161,8 @@ class Meter:
         Raises Diverged, naming the first step that is not finite and its loss by range of t.
         """
         norms = torch.stack([s.norm for s in self.steps]).cpu()
-        values = {k: torch.stack([s.values[k] for s in self.steps]).float().cpu() for k in self.steps[0].values}  # (n, B)
+        names = self.steps[0].values
+        values = {name: torch.stack([s.values[name] for s in self.steps]).float().cpu() for name in names}  # (n, B)
         numbers = [s.step for s in self.steps]
         self.steps = []
         finite = torch.isfinite(values["loss"]).all(1) & torch.isfinite(norms)
@@ -167,7 +170,8 @@ class Meter:
             first = int(finite.logical_not().nonzero()[0])
             by_t = self.by_t(values["loss"][first], values["t"][first]) if "t" in values else None
             shown = f"; loss by t in fifths {by_t}" if by_t else f"; loss {values['loss'][first].mean().item():.4g}"
-            raise Diverged(f"step {numbers[first]}: loss or gradient is not finite (gradient norm {norms[first].item():.4g}{shown})")
+            raise Diverged(f"step {numbers[first]}: loss or gradient is not finite "
+                           f"(gradient norm {norms[first].item():.4g}{shown})")
         means = {k: v.mean().item() for k, v in values.items() if k != "t"} | {"norm": norms.mean().item()}
         if "t" in values:
             shown = values.get("eps_mse", values["loss"])
@@ -181,7 +185,7 @@ class Meter:
 
 
 def compile_or_not(module: nn.Module, *example) -> str:
-    """torch.compile in place; where it does not work here, the module stays as it was. Returns what happened in words."""
+    """torch.compile in place; where it does not work here, the module stays as it was. Says in words what happened."""
     try:
         module.compile()
         with torch.no_grad():

@@ -65,7 +65,8 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(Upsample(width, width))
         assert not stack, "every output of the way down must be taken back on the way up"
-        self.out = nn.Sequential(group_norm(first), nn.SiLU(), zero_init(nn.Conv2d(first, config.in_channels, 3, padding=1)))
+        last_conv = zero_init(nn.Conv2d(first, config.in_channels, 3, padding=1))
+        self.out = nn.Sequential(group_norm(first), nn.SiLU(), last_conv)
 
     def forward(self, zt: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """zt (B, C, h, w), t (B,) in [0, 1], y (B,) labels in 0 ... num_classes -> (B, C, h, w)."""

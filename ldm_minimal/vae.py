@@ -104,7 +104,8 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> DiagonalGaussian:
         channels, factor = self.config.in_channels, self.config.factor
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(f"images must be (B, {channels}, H, W) with H and W multiples of {factor}, got {tuple(x.shape)}")
+            raise ValueError(f"images must be (B, {channels}, H, W) with H and W multiples of {factor}, "
+                             f"got {tuple(x.shape)}")
         return DiagonalGaussian(*self.encoder(x).chunk(2, dim=1))
 
     def decode(self, z: Tensor) -> Tensor:

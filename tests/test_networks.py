@@ -172,6 +172,21 @@ def test_the_gradient_reaches_every_parameter_after_one_change(kind):
 
 
 @every_net
+def test_the_gradient_is_the_slope_of_the_loss(kind):
+    net, given = shake(fresh(kind)), inputs()
+    weights, direction = normal(4, 4, 7, 7, seed=3), [normal(*p.shape, seed=4) for p in net.parameters()]
+    (net(*given) * weights).sum().backward()
+    slope = sum((p.grad * d).sum() for p, d in zip(net.parameters(), direction)).item()
+    with torch.no_grad():
+        values = []
+        for step in (1e-3, -2e-3):  # to one side of where the gradient was taken, then to the other
+            for p, d in zip(net.parameters(), direction):
+                p += step * d
+            values.append((net(*given) * weights).sum().item())
+    assert slope == pytest.approx((values[0] - values[1]) / 2e-3, rel=0.02)  # nothing on the way is cut off
+
+
+@every_net
 def test_at_the_start_the_gradient_reaches_the_zero_output(kind):
     net, (zt, t, y) = fresh(kind), inputs()
     (net(zt, t, y) - zt).square().mean().backward()
