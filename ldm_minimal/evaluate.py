@@ -112,7 +112,7 @@ def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, tes
 
 def as_table(result: dict) -> str:
     """The table as text, one row for each set."""
-    columns = [("fd", "FD", 2), ("kid_x1000", "KID x1000", 2), ("precision", "precision", 3), ("recall", "recall", 3),
+    columns = [("fd", "FD", 3), ("kid_x1000", "KID x1000", 2), ("precision", "precision", 3), ("recall", "recall", 3),
                ("density", "density", 3), ("coverage", "coverage", 3), ("class_accuracy", "accuracy", 3),
                ("inception_fid", "Inception FID", 2)]
     columns = [column for column in columns if column[0] in result["table"]["samples"]]

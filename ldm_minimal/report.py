@@ -68,9 +68,9 @@ def summary(result: dict, folder: Path) -> str:
         as_table(result),
         "",
         f"The autoencoder rebuilds test images at {quality['psnr_db']:.1f} dB PSNR (SSIM {quality['ssim']:.3f}).",
-        f"Against the {result['reference']}, {result['n']} samples are at a Frechet distance of {samples['fd']:.2f}",
-        f"on our own classifier's features; real training images are at {floor['fd']:.2f}, mere reconstructions at "
-        f"{ceiling['fd']:.2f}.",
+        f"Against the {result['reference']}, {result['n']} samples are at a Frechet distance of {samples['fd']:.3f}",
+        f"on our own classifier's features; real training images are at {floor['fd']:.3f}, mere reconstructions at "
+        f"{ceiling['fd']:.3f}.",
         f"The classifier agrees with the asked-for class on {100 * samples['class_accuracy']:.0f} % of the samples; "
         f"the class it finds least often is {rarest} ({counts[rarest]} of {result['n']}).",
         f"Distance to the nearest training image, samples over test images: {result['memorisation']:.2f} "

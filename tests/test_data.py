@@ -229,13 +229,15 @@ def refused(copied, name, split="test"):
     with pytest.raises(DataError) as error:
         load(split=split)
     assert str(copied / name) in str(error.value) and "Delete it" in str(error.value) and "LDM_DATA" in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("name", NAMES[2:])
 @pytest.mark.parametrize("keep", [0, 7, 300, -1], ids=["empty", "header only", "cut off", "last byte missing"])
 def test_a_truncated_file_is_named(copied, name, keep):
     (copied / name).write_bytes((copied / name).read_bytes()[:keep])
-    refused(copied, name)
+    message = refused(copied, name)
+    assert "not a complete gzip file" in message or keep == 0  # gzip takes an empty file for empty contents
 
 
 @pytest.mark.parametrize("place", [0, 30, 5000, -6], ids=["magic", "start", "middle", "checksum"])

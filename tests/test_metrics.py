@@ -201,13 +201,14 @@ def test_kid_equals_a_slow_double_loop():
     assert kid(b, a)[0] == pytest.approx(mean, rel=1e-10)
 
 
-def test_kid_of_subsets_is_the_mean_and_the_spread_of_their_kids():
-    a, b = normal(40, 3), normal(30, 3, seed=1) + 0.5
+@pytest.mark.parametrize("n, m, size", [(40, 30, 10), (40, 12, 1000), (9, 30, 1000)])
+def test_kid_of_subsets_is_the_mean_and_the_spread_of_their_kids(n, m, size):
+    a, b = normal(n, 3), normal(m, 3, seed=1) + 0.5
     generator, values = seeded(7), []
     for _ in range(4):
-        x, y = (v[torch.randperm(len(v), generator=generator)[:10]] for v in (a, b))
+        x, y = (v[torch.randperm(len(v), generator=generator)[: min(n, m, size)]] for v in (a, b))
         values.append(slow_kid(x, y))
-    mean, spread = kid(a, b, subsets=4, size=10, seed=7)
+    mean, spread = kid(a, b, subsets=4, size=size, seed=7)
     assert mean == pytest.approx(np.mean(values), rel=1e-9) and spread == pytest.approx(np.std(values), rel=1e-9)
 
 

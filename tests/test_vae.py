@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from ldm_minimal.layers import ResBlock
 from ldm_minimal.vae import VAE, DiagonalGaussian, VAEConfig, vae_loss
 
 
@@ -163,6 +164,13 @@ def test_other_factors_work_and_images_need_not_be_square(channels, factor, bloc
     assert vae.config.factor == factor
     q = vae.encode(x)
     assert q.mean.shape == (2, 3, 16 // factor, 24 // factor) and vae.decode(q.sample(seeded())).shape == x.shape
+
+
+def test_the_decoder_is_the_mirror_image_of_the_encoder():
+    vae = small((4, 8, 12), blocks=2)
+    down, up = ([m.conv1.in_channels for m in part.modules() if isinstance(m, ResBlock)]
+                for part in (vae.encoder, vae.decoder))
+    assert (down, up) == ([4, 4, 8, 8, 12, 12], [12, 12, 8, 8, 4, 4])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 30, 28), (1, 1, 28, 26), (1, 1, 27, 27)], ids=str)
