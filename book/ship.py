@@ -23,6 +23,7 @@ from ldm_minimal.report import describe
 from ldm_minimal.run import bar, device_name
 
 ROOT = Path(__file__).parent.parent
+TITLES = {"unet": "U-Net", "dit": "DiT"}
 
 
 def copy_weights(runs: dict[str, Path]) -> None:
@@ -71,7 +72,7 @@ def card(results: dict) -> str:
     classifier = checkpoint.load_json(WEIGHTS / "classifier-fashion-mnist.json")
     about = {net: checkpoint.load_json(WEIGHTS / f"{net}.json") for net in NETS}
     rows = [("VAE", "vae.safetensors", about["unet"]["meta"]["runs"]["vae"])]
-    rows += [(net.upper() if net == "dit" else "U-Net", f"{net}.safetensors", about[net]["meta"]["runs"]["denoiser"]) for net in NETS]
+    rows += [(TITLES[net], f"{net}.safetensors", about[net]["meta"]["runs"]["denoiser"]) for net in NETS]
     rows += [("feature classifier", "classifier-fashion-mnist.safetensors", classifier)]
     lines = ["# Model card", "", "Small latent diffusion models of Fashion-MNIST, for learning and teaching. Trained with this package on the 60,000",
              "training images, stored in float16. They draw 28 x 28 grey pictures of clothes, and nothing else.", "",
@@ -94,7 +95,8 @@ def table(results: dict) -> list[str]:
     sampler = SampleConfig(**first["sampler"] | {"interval": tuple(first["sampler"]["interval"])})
     lines = [f"{first['n']:,} images of each kind against the {first['reference']}; {describe(sampler)}, seed {sampler.seed}, balanced labels, EMA",
              "weights. FD, KID, precision, recall and coverage are on the features of our own classifier, so they compare these rows",
-             "with each other and not with papers.", "",
+             "with each other and not with papers. (The ceiling's images are rebuilt from the reference itself, which flatters its",
+             "precision, recall and coverage.)", "",
              "| images | FD | KID x1000 | precision | recall | coverage | class accuracy |", "|---|---|---|---|---|---|---|"]
     names = {"floor": "real training images (floor)", "ceiling": "test images through the autoencoder (ceiling)", "noise": "uniform noise"}
 
@@ -103,11 +105,11 @@ def table(results: dict) -> list[str]:
                 f"| {100 * row['class_accuracy']:.1f} % |")
 
     lines += [line(names[key], first["table"][key]) for key in ("floor", "ceiling")]
-    lines += [line(f"samples, {'U-Net' if net == 'unet' else 'DiT'}", result["table"]["samples"]) for net, result in results.items()]
+    lines += [line(f"samples, {TITLES[net]}", result["table"]["samples"]) for net, result in results.items()]
     lines += [line(names["noise"], first["table"]["noise"]), "",
               f"Reconstructions of the test set: PSNR {first['reconstruction']['psnr_db']:.2f} dB, SSIM {first['reconstruction']['ssim']:.3f}. "
               f"Memorisation ratio (1 is healthy, 0 is copying): "
-              + ", ".join(f"{'U-Net' if net == 'unet' else 'DiT'} {r['memorisation']:.2f}" for net, r in results.items()) + "."]
+              + ", ".join(f"{TITLES[net]} {r['memorisation']:.2f}" for net, r in results.items()) + "."]
     return lines
 
 

@@ -13,8 +13,10 @@ import gzip
 import hashlib
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,9 @@ def load(name: str = "fashion-mnist", split: str = "train", download: bool = Tru
                          f"{', '.join(FILES)}")
     folder, source = find(name, download)
     image_file, label_file = (read(folder / file, name) for file in FILES[split])
+    if len(image_file) != len(label_file):
+        raise DataError(f"{folder} holds {len(image_file)} {split} images of {name} but {len(label_file)} labels: "
+                        f"its files come from different copies. Put the {' and '.join(FILES[split])} of one copy there.")
     images = torch.from_numpy(image_file).unsqueeze(1)  # (N, 1, 28, 28)
     return Dataset(images, torch.from_numpy(label_file).long(), name, split, source,
                    hashlib.sha256(image_file.tobytes()).hexdigest())
@@ -132,7 +137,7 @@ def fetch(name: str, folder: Path) -> bool:
                 try:
                     datasets.utils.download_url(mirror + file, str(folder), file, md5)
                     break
-                except (OSError, RuntimeError):
+                except (OSError, RuntimeError, HTTPException):
                     (folder / file).unlink(missing_ok=True)
             else:
                 return False
@@ -187,7 +192,7 @@ def batch_index(step: int, batch: int, n: int, seed: int) -> Tensor:
     if not 0 < batch <= n:
         raise ValueError(f"batch must be between 1 and the {n} images there are, got {batch}")
     epoch, place = divmod(step, n // batch)
-    return _order(n, seed, epoch)[place * batch : (place + 1) * batch]
+    return _order(n, seed, epoch)[place * batch : (place + 1) * batch].clone()
 
 
 def class_ids(classes, name: str = "fashion-mnist") -> Tensor:
@@ -195,13 +200,13 @@ def class_ids(classes, name: str = "fashion-mnist") -> Tensor:
     known = CLASSES[name]
     if isinstance(classes, Tensor):
         classes = classes.reshape(-1).tolist()
-    elif isinstance(classes, (str, int)):
+    elif isinstance(classes, str) or not isinstance(classes, Iterable):
         classes = [classes]
     lookup = {part.lower(): i for i in range(len(known)) for part in (known[i], *known[i].split("/"))}
     ids = []
     for one in classes:
         number = lookup.get(one.strip().lower()) if isinstance(one, str) else one
-        if isinstance(one, str) and number is None and one.strip().isdigit():
+        if isinstance(one, str) and number is None and one.strip().isdecimal():
             number = int(one)
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or not 0 <= number < len(known):
             raise ValueError(f"unknown class {one!r}: choose from {', '.join(known)} or 0 ... {len(known) - 1}")

@@ -124,6 +124,9 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
 
 def nearest_distance(images: Tensor, train: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Root-mean-square pixel distance in [0, 1] of each image to its nearest training image, and that one's index."""
+    if images.dtype != torch.uint8 or train.dtype != torch.uint8 or images.shape[1:] != train.shape[1:]:
+        raise ValueError(f"need uint8 images of one size, got {images.dtype} {tuple(images.shape)} "
+                         f"and {train.dtype} {tuple(train.shape)}")
     flat = train.flatten(1).float() / 255
     distances, places = [], []
     for chunk in images.split(batch):
