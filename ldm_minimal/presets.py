@@ -44,8 +44,8 @@ SECTIONS = {  # flag prefix: name of the section in RunConfig
 PRESETS = {
     # two CPU cores: at most ten minutes in all; a slower machine takes fewer steps (`minutes` of TrainConfig)
     "cpu": RunConfig(
-        vae_train=TrainConfig(steps=700, batch=128, lr=2e-3, clip=2000.0, minutes=2.5),
-        denoiser_train=TrainConfig(steps=1800, batch=128, lr=1e-3, ema=0.999, minutes=4.5),
+        vae_train=TrainConfig(steps=650, batch=128, lr=2e-3, clip=2000.0, minutes=2.4),
+        denoiser_train=TrainConfig(steps=1650, batch=128, lr=1e-3, ema=0.999, minutes=4.2),
         classifier_train=TrainConfig(steps=600, batch=128, lr=2e-3, minutes=1.0),
     ),
     # a T4 in at most 15 minutes (an estimate: see README)

@@ -135,7 +135,21 @@ def test_the_loss_is_the_mean_over_the_dimensions_of_each_sample(target):
         alpha, sigma = cosine(t[i])
         wanted = {"eps": eps, "x0": z0, "v": alpha * eps - sigma * z0, "flow": eps - z0}[target][i]
         out = net((alpha * z0 + sigma * eps)[i:i + 1], t[i:i + 1], y[i:i + 1])[0]
-        assert loss[i].item() == pytest.approx(((out - wanted) ** 2).sum().item() / 40, rel=1e-6)
+        assert loss[i].item() == pytest.approx(((out - wanted) ** 2).sum().item() / 40, rel=1e-12)
+
+
+def test_a_network_that_answers_in_half_precision_is_scored_and_solved_in_float32():
+    class HalfNet(ZeroNet):
+        def forward(self, zt, t, y):
+            return zt.bfloat16()
+
+    z0, y, denoiser = normal(2, 2, 4, 5).float(), torch.tensor([0, 1]), Denoiser(HalfNet(), cosine, drop=0.0)
+    t, eps = torch.tensor([0.3, 0.6]), normal(2, 2, 4, 5, seed=1).float()
+    zt, (alpha, sigma) = add_noise(z0, eps, t, cosine), cosine(expand(t, z0))
+    loss = denoiser.loss(z0, y, t=t, eps=eps)
+    expected = (zt.bfloat16().float() - (alpha * eps - sigma * z0)).square().flatten(1).mean(1)
+    assert loss.dtype == denoiser(zt, t, y).dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
 @EVERY
@@ -204,7 +218,7 @@ def test_noise_loss_is_the_error_of_the_noise_prediction(name, target):
     eps_hat = (zt - alpha * denoiser(zt, t, y)) / sigma
     found = denoiser.noise_loss(denoiser.loss(z0, y, t=t, eps=eps), t)
     assert found.shape == (6,)
-    torch.testing.assert_close(found, (eps_hat - eps).square().flatten(1).mean(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found, (eps_hat - eps).square().flatten(1).mean(1), rtol=1e-9, atol=0)
 
 
 # ------------------------------------------------------------------------------------------------------------- labels

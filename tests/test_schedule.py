@@ -37,8 +37,9 @@ def test_data_at_time_zero_are_free_of_noise(name, dtype):
 @pytest.mark.parametrize("name, alpha_end", [
     ("cosine", 0), ("linear", 0), ("sigmoid", 0), ("vp", 6.57e-3), ("ddpm", 6.35e-3),
 ])
-def test_at_time_one_the_signal_is_gone_or_nearly_gone(name, alpha_end):
-    alpha, sigma = SCHEDULES[name](times64(1.0))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_at_time_one_the_signal_is_gone_or_nearly_gone_and_not_negative(name, alpha_end, dtype):
+    alpha, sigma = SCHEDULES[name](torch.ones(1, dtype=dtype))
     assert 0 <= alpha.item() == pytest.approx(alpha_end, abs=1e-5)
     assert sigma.item() == pytest.approx(1, abs=3e-5)
 
