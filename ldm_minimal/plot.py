@@ -1,9 +1,11 @@
 """Pictures of one style: images pixel for pixel, never smoothed; a palette that is safe for colour-blind readers."""
 
+import io
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from .checkpoint import atomic
@@ -17,6 +19,16 @@ STYLE = {
 }
 
 
+class Picture(Figure):
+    """A figure that a notebook shows as the last value of a cell; no pyplot, no global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def as_gray(images: Tensor) -> np.ndarray:
     """(N, 1, H, W), uint8 or floats in [-1, 1] -> (N, H, W) uint8, dark ink on white: 255 - value."""
     images = images if not images.is_floating_point() else to_uint8(images)
@@ -25,8 +37,6 @@ def as_gray(images: Tensor) -> np.ndarray:
 
 def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, title: str | None = None, zoom: int = 2):
     """A figure of `rows` rows of images, read row by row. Names label rows on the left and columns on top."""
-    from matplotlib.figure import Figure
-
     pixels = as_gray(images)
     columns = -(-len(pixels) // rows)
     height, width = pixels.shape[1:]
@@ -37,7 +47,7 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
         sheet[top : top + height, left : left + width] = image
     inches = [zoom * side / 100 for side in sheet.shape[::-1]]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(inches[0], inches[1]), dpi=100)
+        figure = Picture(figsize=(inches[0], inches[1]), dpi=100)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(sheet, vmin=0, vmax=255, aspect="equal")
         axes.grid(False)
@@ -55,10 +65,8 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
 
 def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=()):
     """One panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y` have a logarithmic axis."""
-    from matplotlib.figure import Figure
-
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6 * len(panels), 3.0), layout="constrained")
+        figure = Picture(figsize=(3.6 * len(panels), 3.0), layout="constrained")
         for place, (title, lines) in enumerate(panels.items()):
             axes = figure.add_subplot(1, len(panels), place + 1)
             for name, (x, y) in lines.items():

@@ -50,7 +50,7 @@ def sigmoid(t: Tensor, start: float = -3.0, end: float = 3.0, tau: float = 1.0) 
         cosh_far = torch.cosh(torch.as_tensor(far / 2, dtype=x.dtype, device=x.device))
         return torch.sinh(gap / 2) * cosh_far / (full * torch.cosh(x / 2))
 
-    return torch.sqrt(share(b - x, a).clamp(min=0)), torch.sqrt(share(x - a, b).clamp(min=0))
+    return torch.sqrt(share((1 - t) * (b - a), a).clamp(min=0)), torch.sqrt(share(t * (b - a), b).clamp(min=0))
 
 
 def from_betas(betas: Tensor):
@@ -120,8 +120,8 @@ def time_grid(steps: int, schedule=None, spacing: str = "time", start: float = 1
     """steps + 1 times from `start` down to `end`, float64 on the CPU, so that step scalars keep their digits.
 
     spacing "time": uniform in t. spacing "log_snr": uniform in log(alpha / sigma), the clock in which
-    DPM-Solver++'s error is a power of the step; there `start` and `end` stay inside (0, 1), and where end = 0
-    the grid runs to t = 0.002 and takes one last step to 0. N steps cost N network evaluations.
+    DPM-Solver++'s error is a power of the step. That clock may be infinite at the ends: a grid from 1 is laid as if
+    from 0.999, and one to 0 takes its last step from 0.002. N steps cost N network evaluations.
     """
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
@@ -131,8 +131,9 @@ def time_grid(steps: int, schedule=None, spacing: str = "time", start: float = 1
         return torch.linspace(start, end, steps + 1, dtype=torch.float64)
     if spacing != "log_snr":
         raise ValueError(f"unknown spacing {spacing!r}, choose from {', '.join(GRIDS)}")
-    inner = torch.tensor([min(start, 0.999), max(end, 0.002)], dtype=torch.float64)
-    ends = log_snr(*schedule(inner))
+    first = start if start < 1 else max(0.999, (1 + end) / 2)  # log_snr may be infinite at 1 and at 0
+    last = end if end > 0 else min(0.002, start / 2)
+    ends = log_snr(*schedule(torch.tensor([first, last], dtype=torch.float64)))
     landing = [torch.zeros(1, dtype=torch.float64)] if end == 0 else []
     knots = torch.linspace(ends[0].item(), ends[1].item(), steps + 1 - len(landing), dtype=torch.float64)
     times = time_of_log_snr(knots, schedule)

@@ -16,7 +16,7 @@ from ldm_minimal import bench
 from ldm_minimal import run as run_module
 from ldm_minimal.__main__ import main
 from ldm_minimal.checkpoint import load_json, load_tensors, save_json
-from ldm_minimal.plot import as_gray
+from ldm_minimal.plot import as_gray, image_grid
 
 from conftest import SUBSET
 
@@ -256,3 +256,11 @@ def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path, capsys, monkeypat
 def test_pictures_show_dark_clothes_on_white():
     black = torch.full((1, 1, 2, 2), -1.0)
     assert as_gray(black).max() == 255 and as_gray(black).min() == 255
+
+
+def test_a_picture_shows_itself_in_a_notebook_pixel_for_pixel():
+    picture = image_grid(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), 2, zoom=3)
+    assert picture._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+    axes = picture.axes[0]
+    assert axes.images[0].get_interpolation() == "nearest" and axes.images[0].get_array().shape == (58, 58)
+    assert picture.get_size_inches() * picture.dpi == pytest.approx([3 * 58, 3 * 58])

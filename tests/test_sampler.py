@@ -280,7 +280,8 @@ def test_noise_comes_from_the_callers_source_and_otherwise_from_the_global_seed(
 
 
 @pytest.mark.parametrize("times", [
-    [0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.0, 0.2, 0.4, 0.0], [1.0], [], [[1.0, 0.5], [0.9, 0.2]], [1.0, float("nan"), 0.0],
+    [0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.0, 0.2, 0.4, 0.0], [1.0, float("nan"), 0.0], [1.0], [],
+    [[1.0, 0.5], [0.9, 0.2]],
 ])
 def test_times_that_do_not_fall_raise(times):
     with pytest.raises(ValueError, match="times must fall"):
@@ -341,12 +342,13 @@ def test_the_noise_of_a_sample_depends_on_the_seed_and_its_index_alone():
 
 
 def test_samples_seeds_and_draws_all_differ():
-    """Also (seed, i) and (seed + 1, i - 1), which a plain sum of the two would confuse."""
-    firsts = [sample_noise(seed, range(50), (3,))() for seed in range(20)]
-    draw = sample_noise(0, range(50), (3,))
+    """Also (seed, i) and (seed + 1, i - 1), or (0, 1000) and (1, 0), which a careless sum of the two would confuse."""
+    indices = [*range(50), 100, 1_000, 10_000, 100_000]
+    firsts = [sample_noise(seed, indices, (3,))() for seed in range(20)]
+    draw = sample_noise(0, indices, (3,))
     draw()
     values = torch.cat([*firsts, draw()])
-    assert len(values.unique(dim=0)) == 21 * 50
+    assert len(values.unique(dim=0)) == 21 * len(indices)
 
 
 def test_the_noise_is_standard_normal_and_independent_across_samples():
