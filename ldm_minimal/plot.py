@@ -76,7 +76,8 @@ def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=()):
             if title in log_y:
                 axes.set_yscale("log")
             if len(lines) > 1:
-                axes.legend(fontsize=8)
+                beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(lines) > 3 else {}
+                axes.legend(fontsize=8, **beside)
     return figure
 
 
