@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .layers import at_least_float32
 from .options import option
-from .schedule import SCHEDULES, add_noise, expand
+from .schedule import SCHEDULES, expand
 
 TARGETS = {
     "eps": lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)),
@@ -115,7 +115,7 @@ class Denoiser(nn.Module):
         y = drop_labels(y, self.null, self.drop, generator)
         alpha, sigma = self.rates(t, z0)
         a, b = TARGETS[self.target](alpha, sigma)
-        out = self.net(add_noise(z0, eps, t, self.schedule), t, y)
+        out = self.net(alpha * z0 + sigma * eps, t.to(z0), y)
         return (at_least_float32(out) - (a * z0 + b * eps)).square().flatten(1).mean(1)
 
     def noise_loss(self, loss: Tensor, t: Tensor) -> Tensor:

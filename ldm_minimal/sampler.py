@@ -47,8 +47,8 @@ def sample(denoise, zt: Tensor, y: Tensor, schedule, times: Tensor, eta: float =
     """
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
         raise ValueError(f"times must fall from noise to data and hold at least two, got shape {tuple(times.shape)}")
-    if order not in (1, 2):
-        raise ValueError(f"order must be 1 or 2, got {order}")
+    if order not in (1, 2) or not 0 <= eta <= 1:
+        raise ValueError(f"order must be 1 or 2 and eta in [0, 1], got {order} and {eta}")
     if eta and randn is None:
         randn = lambda: torch.randn_like(zt)  # noqa: E731
     last = h_last = None

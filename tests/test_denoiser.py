@@ -315,3 +315,11 @@ def test_the_network_is_trained_on_the_latents_of_the_forward_process():
     denoiser.loss(torch.zeros_like(z0), y, t=t, eps=z0)
     torch.testing.assert_close(net.seen[0], sigma * z0, rtol=0, atol=1e-15)
     assert torch.equal(net.seen[1], t)
+
+
+def test_the_loss_takes_times_of_any_precision():
+    denoiser, z0 = Denoiser(TinyNet(dtype=torch.float32), cosine), torch.randn(2, 2, 4, 5)
+    eps, y, t = torch.randn_like(z0), torch.tensor([0, 1]), torch.tensor([0.25, 0.5])
+    denoiser.drop = 0.0
+    found = [denoiser.loss(z0, y, t=t.to(kind), eps=eps) for kind in (torch.float32, torch.float64)]
+    torch.testing.assert_close(*found)

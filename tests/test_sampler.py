@@ -294,6 +294,12 @@ def test_an_order_other_than_one_or_two_raises(order):
         next(sample(GAUSSIAN.denoiser(cosine), normal(3, 1), None, cosine, time_grid(3), 0.0, order))
 
 
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_an_eta_outside_zero_to_one_raises(eta):
+    with pytest.raises(ValueError, match=f"eta.*{eta}"):
+        next(sample(GAUSSIAN.denoiser(cosine), normal(3, 1), None, cosine, time_grid(3), eta, 1))
+
+
 def test_the_solvers_are_pairs_of_eta_and_order():
     assert SOLVERS == {"ddpm": (1.0, 1), "ddim": (0.0, 1), "dpm++2m": (0.0, 2), "sde-dpm++2m": (1.0, 2)}
 
