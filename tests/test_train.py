@@ -73,6 +73,14 @@ def test_step_and_seed_alone_decide_batch_and_noise():
     assert not torch.equal(batch_index(0, 8, 40, seed=0), batch_index(0, 8, 40, seed=1))
 
 
+def test_every_step_of_the_loop_has_noise_of_its_own():
+    def times(seed):
+        return torch.stack([step.values["t"] for step in train(TrainState(denoiser(), CONFIG), objective, 40, CONFIG, seed)])
+
+    assert len({tuple(t) for t in times(0).tolist()}) == CONFIG.steps
+    assert torch.equal(times(0), times(0)) and not torch.equal(times(0), times(1))
+
+
 def test_training_lowers_the_loss():
     config = replace(CONFIG, steps=150, lr=3e-3, batch=20)
     losses = [s.values["loss"].mean().item() for s in train(TrainState(denoiser(), config), objective, 40, config)]
