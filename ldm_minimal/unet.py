@@ -27,7 +27,7 @@ from .options import option
 class UNetConfig:
     channels: tuple[int, ...] = option((64, 128), "channels per resolution; each further entry halves the latent")
     blocks: int = option(2, "residual blocks per resolution on the way down (one more on the way up)")
-    attention: bool = option(True, "attention at the lowest resolution")
+    attention: bool = option(True, "attention at the lowest resolution (the middle always has it)")
     in_channels: int = 4  # channels of what is denoised
     num_classes: int = 10  # number of labels (label num_classes is the null label)
 
