@@ -75,7 +75,7 @@ def test_an_existing_folder_is_never_overwritten(tiny_run, capsys):
 def test_without_out_each_run_gets_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert main([*TINY, *SMALLER, "--samples", "20"]) == 0
+        assert main([*TINY, "vae", "--vae-train-steps", "2"]) == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["fashion-mnist-tiny", "fashion-mnist-tiny-2"]
 
 
