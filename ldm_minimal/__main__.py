@@ -156,6 +156,8 @@ def run_train(args) -> int:
     if args.resume:
         folder = args.out or latest_unfinished()
         known = load_json(folder / "config.json")
+        if missing := {"config", "data", "vae_from", "stage", "preset", "precision"} - known.keys():
+            raise CheckpointError(f"{folder / 'config.json'} was edited or cut off: no {', '.join(sorted(missing))}")
         changed = [name for name in vars(args) if "." in name] + ["preset"] * bool(args.preset)
         if args.precision not in ("auto", known["precision"]):
             changed.append(f"precision (the run is in {known['precision']})")

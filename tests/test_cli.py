@@ -123,6 +123,8 @@ def test_resume_refuses_changed_options_and_changed_data(tiny_run, tmp_path, cap
     config["data"]["sha256"] = "0" * 64
     (copy / "config.json").write_text(json.dumps(config))
     fails(capsys, ["train", "--resume", "--out", copy], 1, "other data")
+    (copy / "config.json").write_text(json.dumps({"config": config["config"]}))
+    fails(capsys, ["train", "--resume", "--out", copy], 1, "config.json was edited or cut off", "no data, precision")
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["train", "--resume"], 2, "no unfinished run")
 
