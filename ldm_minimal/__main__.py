@@ -183,6 +183,8 @@ def run_train(args) -> int:
             run.train_vae()
         elif stage == "classifier":
             run.train_classifier()
+        elif stage == "perceptual":
+            run.train_features()
         elif stage == "denoiser":
             run.train_denoiser(load_vae(vae_from or WEIGHTS / "unet.json").to(device))
         else:

@@ -103,25 +103,28 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, rounded up: 28 -> 14 -> 7 -> 4."""
+    """`factor` times smaller; for 2 half the size, rounded up: 28 -> 14 -> 7 -> 4."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, factor: int = 2):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        kernel = max(3, factor + 1 - factor % 2)  # odd, and wide enough to see every pixel
+        padding = (kernel - factor + 1) // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=factor, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """To twice the size, or to a given `size` (height, width): 4 -> 7 undoes 7 -> 4."""
+    """`factor` times larger, or to a given `size` (height, width): 4 -> 7 undoes 7 -> 4."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, factor: int = 2):
         super().__init__()
+        self.factor = factor
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        size = size or (2 * x.shape[2], 2 * x.shape[3])
+        size = size or (self.factor * x.shape[2], self.factor * x.shape[3])
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 

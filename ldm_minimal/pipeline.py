@@ -30,6 +30,7 @@ from .sampler import SOLVERS, sample, sample_noise
 from .schedule import GRIDS, SCHEDULES, time_grid
 from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig
+from .vq import build_vae
 
 NETS = {"unet": (UNet, UNetConfig), "dit": (DiT, DiTConfig)}
 WEIGHTS = Path(__file__).parent / "assets" / "weights"
@@ -182,7 +183,7 @@ class LatentDiffusion:
         net_config = config_from(config_class, data.get(data["net"]), str(path))
         try:
             denoiser = build_denoiser(kind(net_config), config)
-            model = cls(VAE(vae_config), denoiser, data["latent_scale"], data["latent_shape"], data["dataset"], config,
+            model = cls(build_vae(vae_config), denoiser, data["latent_scale"], data["latent_shape"], data["dataset"], config,
                         data["meta"])
             wanted = [(module, path.parent / data["files"][part]["file"], data["files"][part]["sha256"])
                       for part, module in (("vae", model.vae), ("denoiser", denoiser.net))]

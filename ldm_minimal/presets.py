@@ -9,6 +9,7 @@ from .data import CLASSES
 from .denoiser import DenoiserConfig
 from .dit import DiTConfig
 from .options import option
+from .perceptual import PerceptualConfig
 from .pipeline import NETS, SampleConfig, config_from
 from .train import TrainConfig
 from .unet import UNetConfig
@@ -23,6 +24,8 @@ class RunConfig:
     samples: int = option(2000, "samples drawn for the metrics at the end")
     vae: VAEConfig = field(default=VAEConfig())
     vae_train: TrainConfig = field(default=TrainConfig(lr=2e-3, clip=2000.0))  # its loss is a sum over pixels
+    vae_loss: PerceptualConfig = field(default=PerceptualConfig())
+    perceptual_train: TrainConfig = field(default=TrainConfig(steps=800))
     unet: UNetConfig = field(default=UNetConfig())
     dit: DiTConfig = field(default=DiTConfig())
     denoiser: DenoiserConfig = field(default=DenoiserConfig())
@@ -37,7 +40,7 @@ class RunConfig:
 
 
 SECTIONS = {  # flag prefix: name of the section in RunConfig
-    "vae": "vae", "vae-train": "vae_train", "unet": "unet", "dit": "dit", "denoiser": "denoiser",
+    "vae": "vae", "vae-train": "vae_train", "vae-loss": "vae_loss", "perceptual-train": "perceptual_train", "unet": "unet", "dit": "dit", "denoiser": "denoiser",
     "denoiser-train": "denoiser_train", "classifier-train": "classifier_train", "sample": "sample",
 }
 

@@ -27,6 +27,7 @@ def training_curves(log: dict[str, list[dict]]):
     panels = {}
     for stage, keys, title in (("vae", ("reconstruction", "kl"), "VAE: reconstruction and KL per image"),
                                ("denoiser", ("loss", "eps_mse"), "Denoiser: training loss"),
+                               ("perceptual", ("loss",), "Network of the perceptual loss: its loss"),
                                ("classifier", ("loss",), "Classifier: loss")):
         entries = log.get(stage)
         if not entries:

@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,14 +31,16 @@ from .denoiser import draw_times
 from .ema import EMA
 from .evaluate import classify, evaluate
 from .latents import draw_latents, encode_moments, latent_scale
+from .perceptual import FeatureNet, PerceptualVAE
 from .pipeline import (
     NETS, WEIGHTS, LatentDiffusion, build_denoiser, config_from, load_classifier, load_weights,
 )
 from .presets import RunConfig
 from .train import Meter, TrainConfig, TrainState, compile_or_not, train
-from .vae import VAE, VAEConfig, vae_loss
+from .vae import VAE, VAEConfig
+from .vq import build_vae
 
-STAGES = ("vae", "denoiser", "classifier")
+STAGES = ("perceptual", "vae", "denoiser", "classifier")
 LOG_EVERY = 50  # steps
 SAVE_EVERY = 60  # seconds
 
@@ -85,6 +88,7 @@ class Run:
 
     def __init__(self, folder: Path, config: RunConfig, device: torch.device, precision: str, compile: bool = False):
         self.folder, self.config, self.device, self.precision, self.compile = folder, config, device, precision, compile
+        self.progress = 0.0  # share of the present stage's steps that were taken
         self.images: data.Dataset = data.load(config.dataset, "train")
         self.test: data.Dataset = data.load(config.dataset, "test")
         print(f"data       {len(self.images)} + {len(self.test)} images, {self.images.source}", flush=True)
@@ -146,7 +150,7 @@ class Run:
             spent, config = more["seconds"], replace(config, steps=more["steps"], warmup=more["warmup"])
         self.forget_after(name, state.step)
         started = saved = time.perf_counter()
-        meter = Meter()
+        meter, self.progress = Meter(), state.step / config.steps
 
         def save() -> None:
             seconds = spent + time.perf_counter() - started
@@ -156,6 +160,7 @@ class Run:
             for step in train(state, objective, len(self.images), config, self.config.seed):
                 meter.add(step)
                 progress.update()
+                self.progress = step.step / config.steps
                 if step.step % LOG_EVERY == 0 or step.step == config.steps or interrupted:
                     means = meter.summary()  # raises Diverged; what is saved below is therefore sound
                     seconds = spent + time.perf_counter() - started
@@ -190,17 +195,32 @@ class Run:
         """The VAE's EMA; also in vae.safetensors and vae.json."""
         if (self.folder / "vae.json").is_file():
             return load_vae(self.folder).to(self.device)
-        images, beta = self.images.images.to(self.device), self.config.vae.beta
+        features = self.features() if self.config.vae_loss.perceptual else None
+        images = self.images.images.to(self.device)
 
-        def objective(vae, index, noise):
-            reconstruction, kl = vae_loss(vae, data.to_float(images[index]), noise)
-            return {"loss": reconstruction + beta * kl, "reconstruction": reconstruction, "kl": kl}
+        def objective(model, index, noise):
+            return model.loss(data.to_float(images[index]), features, self.progress, noise)
 
         torch.manual_seed(self.config.seed)
-        vae = self.stage("vae", VAE(self.config.vae), objective, self.config.vae_train).model
+        model = PerceptualVAE(build_vae(self.config.vae), self.config.vae_loss)
+        vae = self.stage("vae", model, objective, self.config.vae_train).model.vae
         save_tensors(self.folder / "vae.safetensors", vae.state_dict())
         save_json(self.folder / "vae.json", {"vae": asdict(self.config.vae)})
         return vae
+
+    def features(self) -> FeatureNet:
+        """The network of the perceptual loss: the one that ships for this data set, else one trained here."""
+        name = f"perceptual-{self.config.dataset}.safetensors"
+        path = WEIGHTS / name if (WEIGHTS / name).is_file() else self.folder / name
+        if not path.is_file():
+            self.train_features()
+        net = FeatureNet()
+        load_weights(net, path)
+        return net.eval().requires_grad_(False).to(self.device)
+
+    def train_features(self) -> None:
+        """perceptual-{dataset}.safetensors: another network and another seed than the classifier that measures."""
+        self.train_on_labels("perceptual", FeatureNet, self.config.perceptual_train, self.config.seed + 2)
 
     def train_denoiser(self, vae: VAE) -> LatentDiffusion:
         """The complete model with the denoiser's EMA; also in model.json and the files that it names."""
@@ -242,24 +262,28 @@ class Run:
 
     def train_classifier(self) -> Classifier:
         """The feature classifier's EMA; also in classifier-{dataset}.safetensors and .json, with its test accuracy."""
-        stem = f"classifier-{self.config.dataset}"
-        path = self.folder / f"{stem}.json"
+        path = self.folder / f"classifier-{self.config.dataset}.json"
         if path.is_file():
             return load_classifier(path).to(self.device)
-        images, labels = self.images.images.to(self.device), self.images.labels.to(self.device)
-
-        def objective(classifier, index, noise):
-            return {"loss": classifier_loss(classifier, data.to_float(images[index]), labels[index], noise)}
-
-        torch.manual_seed(self.config.seed + 1)
-        classifier = Classifier(self.config.classifier)
-        classifier = self.stage("classifier", classifier, objective, self.config.classifier_train).model
+        build = partial(Classifier, self.config.classifier)
+        classifier = self.train_on_labels("classifier", build, self.config.classifier_train, self.config.seed + 1)
         _, found = classify(classifier, self.test.images)
         accuracy = float((found == self.test.labels).double().mean())
         print(f"classifier accuracy on the test set {100 * accuracy:.1f} %", flush=True)
-        save_tensors(path.with_suffix(".safetensors"), classifier.state_dict())
         save_json(path, {"classifier": asdict(self.config.classifier), "test_accuracy": accuracy})
         return classifier
+
+    def train_on_labels(self, stage: str, build, config: TrainConfig, seed: int):
+        """The EMA of build(), trained to tell the classes apart; also in {stage}-{dataset}.safetensors."""
+        images, labels = self.images.images.to(self.device), self.images.labels.to(self.device)
+
+        def objective(net, index, noise):
+            return {"loss": classifier_loss(net, data.to_float(images[index]), labels[index], noise)}
+
+        torch.manual_seed(seed)
+        net = self.stage(stage, build(), objective, config).model
+        save_tensors(self.folder / f"{stage}-{self.config.dataset}.safetensors", net.state_dict())
+        return net
 
     def measure(self, model: LatentDiffusion) -> dict:
         """metrics.json: the table of evaluate.py for config.samples images, and the seconds of each stage."""
@@ -295,6 +319,6 @@ def load_vae(path) -> VAE:
     """The autoencoder of a run folder (vae.json) or of any JSON with a section "vae" and vae.safetensors beside it."""
     path = Path(path)
     path = path / "vae.json" if path.is_dir() else path
-    vae = VAE(config_from(VAEConfig, load_json(path).get("vae"), str(path)))
+    vae = build_vae(config_from(VAEConfig, load_json(path).get("vae"), str(path)))
     load_weights(vae, path.parent / "vae.safetensors")
     return vae.eval().requires_grad_(False)

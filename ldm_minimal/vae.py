@@ -12,6 +12,7 @@ Papers: VAE 1312.6114; the lightly regularised autoencoder of latent diffusion 2
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +47,27 @@ class DiagonalGaussian:
 @dataclass(frozen=True)
 class VAEConfig:
     in_channels: int = 1  # image channels
-    channels: tuple[int, ...] = option((32, 64, 128), "channels per resolution; each further entry halves the image")
+    channels: tuple[int, ...] = option((32, 64, 128), "channels per resolution")
+    factors: tuple[int, ...] = option((), "how many times smaller each further resolution is (none: 2 each)")
     blocks: int = option(1, "residual blocks per resolution")
     latent_channels: int = option(4, "channels of the latent")
-    beta: float = option(0.02, "weight of the KL (both terms are sums over one image)")
+    beta: float = option(0.02, "weight of the KL (both terms are sums over one image), or of the codebook's loss")
+    codes: int = option(0, "size of the codebook of a VQ-regularised autoencoder (0: none, a KL instead)")
+
+    def __post_init__(self):
+        if len(self.steps) != len(self.channels) - 1 or min(self.steps, default=1) < 1:
+            raise ValueError(f"each resolution but the first needs a factor >= 1: channels {self.channels}, "
+                             f"factors {self.factors}")
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The factor from each resolution to the next."""
+        return self.factors or (2,) * (len(self.channels) - 1)
 
     @property
     def factor(self) -> int:
         """f: how many times smaller the latent is along each side."""
-        return 2 ** (len(self.channels) - 1)
+        return prod(self.steps)
 
 
 class Encoder(nn.Module):
@@ -66,7 +79,7 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(config.in_channels, channels[0], 3, padding=1)]
         for level, width in enumerate(channels):
             if level > 0:
-                layers.append(Downsample(channels[level - 1], width))
+                layers.append(Downsample(channels[level - 1], width, config.steps[level - 1]))
             layers += [ResBlock(width, width) for _ in range(config.blocks)]
         layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
@@ -80,11 +93,11 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VAEConfig):
         super().__init__()
-        channels = config.channels[::-1]
+        channels, factors = config.channels[::-1], config.steps[::-1]
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)]
         for level, width in enumerate(channels):
             if level > 0:
-                layers.append(Upsample(channels[level - 1], width))
+                layers.append(Upsample(channels[level - 1], width, factors[level - 1]))
             layers += [ResBlock(width, width) for _ in range(config.blocks)]
         layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, config.in_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
@@ -113,13 +126,23 @@ class VAE(nn.Module):
             raise ValueError(f"latents must be (B, {self.config.latent_channels}, h, w), got {tuple(z.shape)}")
         return at_least_float32(self.decoder(z))
 
+    def regularization(self, posterior: DiagonalGaussian) -> Tensor:
+        """What keeps the latents in shape, weighted with beta in the loss: the KL, (B,). (vq.py has another.)"""
+        return posterior.kl()
 
-def vae_loss(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """(reconstruction, KL), each (B,) and summed over one image; the loss is reconstruction + beta * KL.
+
+def vae_terms(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_hat like x, reconstruction (B,), KL (B,)), both summed over one image.
 
     The squared error keeps the mean right, the absolute error keeps edges sharp.
     """
     posterior = vae.encode(x)
-    error = vae.decode(posterior.sample(generator)) - x
+    x_hat = vae.decode(posterior.sample(generator))
+    error = x_hat - x
     reconstruction = (0.5 * error**2 + error.abs()).flatten(1).sum(1)
-    return reconstruction, posterior.kl()
+    return x_hat, reconstruction, vae.regularization(posterior)
+
+
+def vae_loss(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """(reconstruction, KL), each (B,); the loss is reconstruction + beta * KL."""
+    return vae_terms(vae, x, generator)[1:]

@@ -15,7 +15,7 @@ import ldm_minimal
 LAYERS = {
     "L0": ["options", "precision", "schedule", "layers", "data", "checkpoint", "ema", "plot"],
     "L1": ["vae", "unet", "dit", "classifier", "denoiser", "guidance", "sampler", "train", "metrics"],
-    "L2": ["latents"],
+    "L2": ["vq", "perceptual", "latents"],
     "L3": ["pipeline"],
     "L4": ["__init__", "presets", "evaluate", "report", "run", "inception", "bench", "__main__"],
 }
