@@ -50,7 +50,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true",
                      help="go on with the run in --out, or with the latest unfinished one")
     sub.add_argument("--vae-from", type=Path, metavar="PATH",
-                     help="take the autoencoder from this run folder or model JSON instead of training one")
+                     help="take the autoencoder from this run folder or model JSON instead of training one; "
+                     "with stage vae: train on from it")
+    sub.add_argument("--denoiser-from", type=Path, metavar="PATH",
+                     help="train on from the denoiser of this run folder or model JSON")
     sub.add_argument("--compile", action="store_true", help="use torch.compile for the denoiser where it works")
     shown = PRESETS["cpu"]
     add_options(sub, shown)
@@ -156,7 +159,7 @@ def run_train(args) -> int:
     if args.resume:
         folder = args.out or latest_unfinished()
         known = load_json(folder / "config.json")
-        if missing := {"config", "data", "vae_from", "stage", "preset", "precision"} - known.keys():
+        if missing := {"config", "data", "vae_from", "denoiser_from", "stage", "preset", "precision"} - known.keys():
             raise CheckpointError(f"{folder / 'config.json'} was edited or cut off: no {', '.join(sorted(missing))}")
         changed = [name for name in vars(args) if "." in name] + ["preset"] * bool(args.preset)
         if args.precision not in ("auto", known["precision"]):
@@ -164,9 +167,11 @@ def run_train(args) -> int:
         if changed:
             raise ValueError(f"a resumed run keeps its options; leave out {', '.join(changed)}, or start a new run")
         config = read_config(known["config"], str(folder / "config.json"))
-        vae_from, stage, preset, precision = (known[key] for key in ("vae_from", "stage", "preset", "precision"))
+        vae_from, denoiser_from, stage, preset, precision = (
+            known[key] for key in ("vae_from", "denoiser_from", "stage", "preset", "precision"))
     else:
-        preset, stage, vae_from = args.preset or default_preset(device), args.stage, args.vae_from
+        preset, stage = args.preset or default_preset(device), args.stage
+        vae_from, denoiser_from = (path and str(path.absolute()) for path in (args.vae_from, args.denoiser_from))
         config = chosen(PRESETS[preset], args)
         parts = {section: chosen(getattr(config, section), args, prefix) for prefix, section in SECTIONS.items()}
         config = replace(config, **parts)
@@ -177,18 +182,18 @@ def run_train(args) -> int:
         run.check_data()
     else:
         command = " ".join(["python", "-m", "ldm_minimal", *map(shlex.quote, sys.argv[1:])])
-        run.start(command=command, stage=stage, preset=preset, vae_from=vae_from and str(vae_from.absolute()))
+        run.start(command=command, stage=stage, preset=preset, vae_from=vae_from, denoiser_from=denoiser_from)
     try:
         if stage == "vae":
-            run.train_vae()
+            run.train_vae(vae_from)
         elif stage == "classifier":
             run.train_classifier()
         elif stage == "perceptual":
             run.train_features()
         elif stage == "denoiser":
-            run.train_denoiser(load_vae(vae_from or WEIGHTS / "unet.json").to(device))
+            run.train_denoiser(load_vae(vae_from or WEIGHTS / "unet.json").to(device), denoiser_from)
         else:
-            print("\n" + summary(run.all(vae_from), folder))
+            print("\n" + summary(run.all(vae_from, denoiser_from), folder))
     except (Interrupted, KeyboardInterrupt):
         print(f"\nstopped; go on with: python -m ldm_minimal train --resume --out {folder}", file=sys.stderr)
         return 130

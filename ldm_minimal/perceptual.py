@@ -1,20 +1,26 @@
 r"""The autoencoder as the field trains it: two more judges, which see texture where pixel errors see brightness.
 
-    loss        = reconstruction + beta KL + p * pixels * perceptual + lambda * adversarial          for each image
+    loss        = reconstruction + beta KL + p * pixels * perceptual + a * adversarial               for each image
     perceptual  = sum over layers, mean over places, of |u(x) - u(x_hat)|^2,    u = f / |f|, f a layer's channels
     adversarial = - mean over patches of D(x_hat)
     D's loss    =   mean over patches of max(0, 1 - D(x)) + max(0, 1 + D(x_hat))                          hinge
-    lambda      = a * |d (reconstruction + p * pixels * perceptual) / dW| / |d adversarial / dW|,   W: the last weights
 
 f are the maps of a small classifier, trained beforehand and then fixed; it is not the one that measures samples, or
-the measure would be trained upon. D says for each patch whether it is real. lambda balances the two pulls on the
-decoder's last weights, so `a` keeps its meaning whatever the scale of D. D learns from the first step and is listened
-to only after `start`: until then it would lead the decoder astray.
+the measure would be trained upon. D says for each patch whether it is real. It learns from the first step and is
+listened to only after `start`: before that it would lead the decoder astray.
 
-Papers: LPIPS 1801.03924; patches 1611.07004; hinge 1802.05957; the balance 2012.09841, eq. 7; together 2112.10752.
+a is a plain number. 2012.09841 (eq. 7) balances by the ratio of the two terms' pulls on the decoder's last weights
+instead. Here that failed: where D knows nothing its pull is nearly zero, the ratio lends it a weight of thousands,
+and D never recovers (book/trials.md). With a fixed weight a clueless D is a silent one.
+
+With `decoder_only` the encoder stays as it is: then the latents, their scale and every denoiser stay valid, and the
+decoder learns to paint the texture that the latents do not hold.
+
+Papers: LPIPS 1801.03924; patches 1611.07004; hinge 1802.05957; all together 2012.09841, 2112.10752.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +34,13 @@ from .vae import VAE, vae_terms
 @dataclass(frozen=True)
 class PerceptualConfig:
     perceptual: float = option(0.0, "p: weight of the perceptual term, per pixel")
-    adversarial: float = option(0.0, "a: weight of the adversarial term, beside the others' pull on the last weights")
-    start: float = option(0.5, "share of the steps before the discriminator is listened to")
+    adversarial: float = option(0.0, "a: weight of the adversarial term")
+    start: float = option(0.2, "share of the steps before the discriminator is listened to")
+    decoder_only: bool = option(False, "leave the encoder as it is")
 
     def __post_init__(self):
         for name in ("perceptual", "adversarial"):
-            if not 0 <= getattr(self, name) < float("inf"):
+            if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
         if not 0 <= self.start <= 1:
             raise ValueError(f"start is a share of the steps, 0 ... 1, got {self.start}")
@@ -42,7 +49,7 @@ class PerceptualConfig:
 class FeatureNet(nn.Module):
     """A plain stack of convolutions (in the manner of 1409.1556): maps at three resolutions, and class logits."""
 
-    WIDTHS = (32, 64, 96)
+    WIDTHS = (16, 32, 64)
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10):
         super().__init__()
@@ -52,9 +59,13 @@ class FeatureNet(nn.Module):
                 nn.Conv2d(before, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()))
         self.stages = nn.ModuleList(stages)
         self.head = nn.Linear(width, num_classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):  # without norms, the size of a signal must survive each ReLU (1502.01852)
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """x (B, 1, H, W) -> maps (B, 32, H, W), (B, 64, H/2, W/2), (B, 96, H/4, W/4)."""
+        """x (B, 1, H, W) -> maps (B, 16, H, W), (B, 32, H/2, W/2), (B, 64, H/4, W/4)."""
         maps = []
         for stage in self.stages:
             x = stage(F.max_pool2d(x, 2) if maps else x)
@@ -97,12 +108,6 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     return (F.relu(1 - real) + F.relu(1 + fake)).flatten(1).mean(1)
 
 
-def balance(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """How much larger the pull of `first` on `weights` is than that of `second`: a number without gradient."""
-    pull, other = (torch.autograd.grad(term.mean(), weights, retain_graph=True)[0].norm() for term in (first, second))
-    return (pull / (other + 1e-4)).clamp(max=1e4)
-
-
 class PerceptualVAE(nn.Module):
     """A VAE in training, with the discriminator that it is trained against: one network, one loss, one optimizer."""
 
@@ -110,6 +115,7 @@ class PerceptualVAE(nn.Module):
         super().__init__()
         self.vae, self.config = vae, config
         self.discriminator = PatchDiscriminator(vae.config.in_channels) if config.adversarial else None
+        vae.encoder.requires_grad_(not config.decoder_only)
 
     def loss(self, x: Tensor, features: FeatureNet | None = None, progress: float = 1.0,
              generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -127,6 +133,5 @@ class PerceptualVAE(nn.Module):
                 self.discriminator.requires_grad_(False)  # the decoder's turn: gradients go through D, not to D
                 adversarial = -self.discriminator(x_hat).flatten(1).mean(1)
                 self.discriminator.requires_grad_(True)
-                weight = self.config.adversarial * balance(judged, adversarial, self.vae.decoder.layers[-1].weight)
-                loss = loss + weight * adversarial
+                loss = loss + self.config.adversarial * adversarial
         return {"loss": loss} | terms

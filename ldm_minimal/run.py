@@ -191,8 +191,8 @@ class Run:
 
     # -- the three networks -------------------------------------------------------------------------------------
 
-    def train_vae(self) -> VAE:
-        """The VAE's EMA; also in vae.safetensors and vae.json."""
+    def train_vae(self, start_from=None) -> VAE:
+        """The VAE's EMA; also in vae.safetensors and vae.json. start_from: a path as for load_vae, else from scratch."""
         if (self.folder / "vae.json").is_file():
             return load_vae(self.folder).to(self.device)
         features = self.features() if self.config.vae_loss.perceptual else None
@@ -202,11 +202,12 @@ class Run:
             return model.loss(data.to_float(images[index]), features, self.progress, noise)
 
         torch.manual_seed(self.config.seed)
-        model = PerceptualVAE(build_vae(self.config.vae), self.config.vae_loss)
+        vae = load_vae(start_from).requires_grad_(True) if start_from else build_vae(self.config.vae)
+        model = PerceptualVAE(vae, self.config.vae_loss)
         vae = self.stage("vae", model, objective, self.config.vae_train).model.vae
         save_tensors(self.folder / "vae.safetensors", vae.state_dict())
-        save_json(self.folder / "vae.json", {"vae": asdict(self.config.vae)})
-        return vae
+        save_json(self.folder / "vae.json", {"vae": asdict(vae.config)})
+        return vae.requires_grad_(False)
 
     def features(self) -> FeatureNet:
         """The network of the perceptual loss: the one that ships for this data set, else one trained here."""
@@ -222,8 +223,11 @@ class Run:
         """perceptual-{dataset}.safetensors: another network and another seed than the classifier that measures."""
         self.train_on_labels("perceptual", FeatureNet, self.config.perceptual_train, self.config.seed + 2)
 
-    def train_denoiser(self, vae: VAE) -> LatentDiffusion:
-        """The complete model with the denoiser's EMA; also in model.json and the files that it names."""
+    def train_denoiser(self, vae: VAE, start_from=None) -> LatentDiffusion:
+        """The complete model with the denoiser's EMA; also in model.json and the files that it names.
+
+        start_from: a run folder or model JSON whose denoiser to go on with, else from scratch.
+        """
         if (self.folder / "model.json").is_file():
             return LatentDiffusion.load(self.folder, self.device)
         config = self.config
@@ -243,9 +247,12 @@ class Run:
             return {"loss": loss, "eps_mse": denoiser.noise_loss(loss.detach(), t), "t": t}
 
         torch.manual_seed(config.seed)
-        kind, _ = NETS[config.net]
-        net = kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
-        denoiser = build_denoiser(net, config.denoiser)
+        if start_from:
+            denoiser = build_denoiser(LatentDiffusion.load(start_from).denoiser.net.requires_grad_(True), config.denoiser)
+        else:
+            kind, _ = NETS[config.net]
+            net = kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
+            denoiser = build_denoiser(net, config.denoiser)
         if self.compile:
             shape = (config.denoiser_train.batch, *moments.shape[2:])
             zt, y = torch.zeros(shape, device=self.device), labels.new_zeros(shape[0])
@@ -299,10 +306,10 @@ class Run:
         save_json(self.folder / "metrics.json", result)
         return result
 
-    def all(self, vae_from=None) -> dict:
+    def all(self, vae_from=None, denoiser_from=None) -> dict:
         """Every stage that is not done yet; returns the metrics."""
         vae = load_vae(vae_from).to(self.device) if vae_from else self.train_vae()
-        model = self.train_denoiser(vae).to(self.device, self.precision)
+        model = self.train_denoiser(vae, denoiser_from).to(self.device, self.precision)
         report.pictures(model, self.test, self.config.sample, self.folder)
         curves = report.training_curves({stage: self.entries(stage) for stage in STAGES})
         report.save_figure(curves, self.folder / "curves.png")
