@@ -1,15 +1,15 @@
 """Turn finished runs into what the package ships: half-precision weights, their model card, README's table and picture.
 
-    python -m ldm_minimal train vae --preset release --out runs/vae
-    python -m ldm_minimal train classifier --preset release --out runs/classifier
-    python -m ldm_minimal train denoiser --preset release --vae-from runs/vae --out runs/unet
-    python -m ldm_minimal train denoiser --preset release --net dit --denoiser-train-steps 3500 --vae-from runs/vae --out runs/dit
-    python book/ship.py --vae runs/vae --classifier runs/classifier --unet runs/unet --dit runs/dit
+    python book/ship.py --vae RUN --perceptual RUN --classifier RUN --unet RUN --dit RUN
 
-With --only-numbers the weights stay, and everything that shows their numbers is measured and written anew.
+takes the networks of the run folders named and leaves the others as they are; then everything that shows their numbers is
+measured and written anew (with --as-measured: written from the last measurement). Without any RUN only the numbers are
+refreshed. The commands of the runs are in the model card. --inception adds the Inception FID: about ten minutes on two CPU
+cores for each of the eight sets of 10,000 images.
 """
 
 import argparse
+import hashlib
 import re
 from pathlib import Path
 
@@ -17,38 +17,51 @@ import torch
 
 from ldm_minimal import LatentDiffusion, checkpoint, data, plot
 from ldm_minimal.evaluate import as_table, evaluate
+from ldm_minimal.inception import inception_features
 from ldm_minimal.pipeline import NETS, WEIGHTS, SampleConfig, load_classifier
 from ldm_minimal.precision import pick_device, pick_precision
 from ldm_minimal.report import describe
-from ldm_minimal.run import bar, device_name
+from ldm_minimal.run import bar, device_name, load_vae
 
 ROOT = Path(__file__).parent.parent
 TITLES = {"unet": "U-Net", "dit": "DiT"}
 
 
 def copy_weights(runs: dict[str, Path]) -> None:
-    WEIGHTS.mkdir(parents=True, exist_ok=True)
+    vae = load_vae(runs["vae"]) if "vae" in runs else None
     for net in NETS:
-        model = LatentDiffusion.load(runs[net])
-        model.meta["runs"] = {"vae": origin(runs["vae"], "vae"), "denoiser": origin(runs[net], "denoiser")}
+        shipped = checkpoint.load_json(WEIGHTS / f"{net}.json")["meta"]["runs"]
+        model = LatentDiffusion.load(runs[net]) if net in runs else LatentDiffusion.pretrained(net)
+        model.meta["runs"] = dict(shipped)
+        if net in runs:
+            model.meta["runs"]["denoiser"] = origins(runs[net], "denoiser", shipped)
+        if vae:
+            model.vae, model.meta["runs"]["vae"] = vae, origins(runs["vae"], "vae", shipped)
         model.save(WEIGHTS, net, net, half=True)
-    stem = "classifier-fashion-mnist"
-    tensors, _ = checkpoint.load_tensors(runs["classifier"] / f"{stem}.safetensors")
-    checkpoint.save_tensors(WEIGHTS / f"{stem}.safetensors", {k: v.half() for k, v in tensors.items()})
-    known = checkpoint.load_json(runs["classifier"] / f"{stem}.json")
-    checkpoint.save_json(WEIGHTS / f"{stem}.json", known | origin(runs["classifier"], "classifier"))
+    for stage in ("perceptual", "classifier"):
+        stem = f"{stage}-fashion-mnist"
+        if stage in runs:
+            tensors, _ = checkpoint.load_tensors(runs[stage] / f"{stem}.safetensors")
+            checkpoint.save_tensors(WEIGHTS / f"{stem}.safetensors", {k: v.half() for k, v in tensors.items()})
+            found = runs[stage] / f"{stem}.json"
+            known = checkpoint.load_json(found) if found.is_file() else {}
+            checkpoint.save_json(WEIGHTS / f"{stem}.json", known | {"runs": origins(runs[stage], stage, {})})
 
 
-def origin(run: Path, stage: str) -> dict:
-    """Where a network comes from: the command without this machine's paths, data, device, steps and seconds."""
+def origins(run: Path, stage: str, shipped: dict) -> list[dict]:
+    """Where a network comes from, run after run: the command, data, device, steps and seconds of each.
+
+    A run that trained on from shipped weights (--vae-from, --denoiser-from) comes after the runs of these.
+    """
     config = checkpoint.load_json(run / "config.json")
     _, state = checkpoint.load_tensors(run / f"{stage}.state.safetensors")
-    return {"command": config["command"], "seed": config["config"]["seed"], "data_sha256": config["data"]["sha256"],
-            "steps": state["step"], "seconds": round(state["more"]["seconds"]), "device": config["device"],
-            "precision": config["precision"], "versions": config["versions"]}
+    own = {"command": config["command"], "seed": config["config"]["seed"], "data_sha256": config["data"]["sha256"],
+           "steps": state["step"], "seconds": round(state["more"]["seconds"]), "device": config["device"],
+           "precision": config["precision"], "versions": config["versions"]}
+    return [*(shipped[stage] if config.get(f"{stage}_from") else []), own]
 
 
-def measure(n: int, sample: SampleConfig) -> dict:
+def measure(n: int, sample: SampleConfig, inception: bool) -> dict:
     """Both models against the real test set: name -> result of evaluate()."""
     train, test = (data.load("fashion-mnist", split) for split in ("train", "test"))
     if len(train) != 60_000:
@@ -56,56 +69,77 @@ def measure(n: int, sample: SampleConfig) -> dict:
     device = pick_device()
     precision, _ = pick_precision(device)
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json").to(device)
+    known: dict = {}  # sets of images that both models are compared with: their features are found once
+
+    def extra(images: torch.Tensor) -> torch.Tensor:
+        key = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        if key not in known:
+            known[key] = inception_features(images, device=device)
+        return known[key]
+
     results = {}
-    for net in NETS:
+    for net, seeds in (("unet", 3), ("dit", 1)):
         model = LatentDiffusion.pretrained(net).to(device, precision)
-        with bar(n, net, "image") as progress:
-            results[net] = evaluate(model, classifier, train, test, n, sample, progress=progress.update)
+        with bar(n * seeds, net, "image") as progress:
+            results[net] = evaluate(model, classifier, train, test, n, sample, extra if inception else None,
+                                    progress.update, seeds)
         results[net]["device"], results[net]["precision"] = device_name(device), precision
-        print(as_table(results[net]))
-    checkpoint.save_json(WEIGHTS / "metrics.json", results)
+        print(as_table(results[net]), flush=True)
+        checkpoint.save_json(WEIGHTS / "metrics.json", results)
     return results
 
 
 def card(results: dict) -> str:
     """MODEL_CARD.md."""
-    classifier = checkpoint.load_json(WEIGHTS / "classifier-fashion-mnist.json")
     about = {net: checkpoint.load_json(WEIGHTS / f"{net}.json") for net in NETS}
-    rows = [("VAE", "vae.safetensors", about["unet"]["meta"]["runs"]["vae"])]
-    rows += [(TITLES[net], f"{net}.safetensors", about[net]["meta"]["runs"]["denoiser"]) for net in NETS]
-    rows += [("feature classifier", "classifier-fashion-mnist.safetensors", classifier)]
+    judges = {name: checkpoint.load_json(WEIGHTS / f"{name}-fashion-mnist.json") for name in ("classifier", "perceptual")}
+    networks = [("VAE", "vae", about["unet"]["meta"]["runs"]["vae"])]
+    networks += [(TITLES[net], net, about[net]["meta"]["runs"]["denoiser"]) for net in NETS]
+    networks += [("feature classifier", "classifier-fashion-mnist", judges["classifier"]["runs"]),
+                 ("network of the perceptual loss", "perceptual-fashion-mnist", judges["perceptual"]["runs"])]
     lines = ["# Model card", "", "Small latent diffusion models of Fashion-MNIST, for learning and teaching. Trained with this package on the 60,000",
              "training images, stored in float16. They draw 28 x 28 grey pictures of clothes, and nothing else.", "",
-             "| network | file | parameters | steps | seconds | device, precision | sha256 |", "|---|---|---|---|---|---|---|"]
-    for name, file, run in rows:
-        tensors, _ = checkpoint.load_tensors(WEIGHTS / file)
-        count = sum(t.numel() for t in tensors.values()) / 1e6
-        lines.append(f"| {name} | `{file}` | {count:.2f} M | {run['steps']:,} | {run['seconds']:,} | {run['device']}, {run['precision']} "
-                     f"| `{checkpoint.sha256(WEIGHTS / file)}` |")
-    lines += ["", f"Seconds were measured while the machine did other work, too. Torch {rows[0][2]['versions']['torch']}, seed {rows[0][2]['seed']}. The latent scale is {about['unet']['latent_scale']:.4f}.",
-              f"The classifier is right on {100 * classifier['test_accuracy']:.1f} % of the test images.", "", "Each comes from one command:", "", "```",
-              *(run["command"] for _, _, run in rows), "```", "", "## Measured", "",
-              *table(results), "", "Licence: MIT, as the package. Data: Fashion-MNIST (MIT, Zalando SE)."]
+             "| network | file | parameters | sha256 |", "|---|---|---|---|"]
+    for name, stem, _ in networks:
+        file = WEIGHTS / f"{stem}.safetensors"
+        count = sum(t.numel() for t in checkpoint.load_tensors(file)[0].values()) / 1e6
+        lines.append(f"| {name} | `{file.name}` | {count:.2f} M | `{checkpoint.sha256(file)}` |")
+    lines += ["", f"The latent scale is {about['unet']['latent_scale']:.4f}. The classifier is right on "
+              f"{100 * judges['classifier']['test_accuracy']:.1f} % of the test images.", "",
+              "## How they were trained", "",
+              "In this order; a path of the package's own weights in a command means the network as the line above left it. Seconds are",
+              "upper bounds: the machine did other work, too.", "",
+              "| network | command | steps | seconds | device, precision |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | `{run['command']}` | {run['steps']:,} | {run['seconds']:,} | {run['device']}, {run['precision']} |"
+              for name, _, runs in networks for run in runs]
+    lines += ["", "## Measured", "", *table(results), "", "Licence: MIT, as the package. Data: Fashion-MNIST (MIT, Zalando SE)."]
     return "\n".join(lines) + "\n"
 
 
 def table(results: dict) -> list[str]:
     """The results as a Markdown table, with its protocol above it."""
-    first = next(iter(results.values()))
+    first = results["unet"]
     sampler = SampleConfig(**first["sampler"] | {"interval": tuple(first["sampler"]["interval"])})
-    lines = [f"{first['n']:,} images of each kind against the {first['reference']}; {describe(sampler)}, seed {sampler.seed}, balanced labels, EMA",
-             "weights. FD, KID, precision, recall and coverage are on the features of our own classifier, so they compare these rows",
-             "with each other and not with papers. (The ceiling's images are rebuilt from the reference itself, which flatters its",
-             "precision, recall and coverage.)", "",
-             "| images | FD | KID x1000 | precision | recall | coverage | class accuracy |", "|---|---|---|---|---|---|---|"]
+    inception = "inception_fid" in first["table"]["samples"]
+    lines = [f"{first['n']:,} images of each kind against the {first['reference']}; {describe(sampler)}, balanced labels, EMA weights, uint8 images.",
+             "FD, KID, precision, recall and coverage are on the features of our own classifier, so they compare these rows with each other and",
+             "not with papers. (The ceiling's images are rebuilt from the reference itself, which flatters its precision, recall and coverage.)"]
+    if inception:
+        lines += ["FID is on the standard Inception features: against the 10,000 test images, and against 10,000 training images."]
+    heads = ["images", *(["FID test", "FID train"] if inception else []), "FD", "KID x1000", "precision", "recall", "coverage", "class accuracy"]
+    lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     names = {"floor": "real training images (floor)", "ceiling": "test images through the autoencoder (ceiling)", "noise": "uniform noise"}
 
     def line(name: str, row: dict) -> str:
-        return (f"| {name} | {row['fd']:.3f} | {row['kid_x1000']:.2f} | {row['precision']:.3f} | {row['recall']:.3f} | {row['coverage']:.3f} "
-                f"| {100 * row['class_accuracy']:.1f} % |")
+        cells = [f"{row[key]:.2f}" if key in row else "" for key in ("inception_fid", "inception_fid_train")] if inception else []
+        cells += [f"{row['fd']:.3f}", f"{row['kid_x1000']:.2f}", *(f"{row[key]:.3f}" for key in ("precision", "recall", "coverage")),
+                  f"{100 * row['class_accuracy']:.1f} %"]
+        return "| " + " | ".join([name, *cells]) + " |"
 
     lines += [line(names[key], first["table"][key]) for key in ("floor", "ceiling")]
-    lines += [line(f"samples, {TITLES[net]}", result["table"]["samples"]) for net, result in results.items()]
+    for net, result in results.items():
+        lines.append(line(f"samples, {TITLES[net]}", result["table"]["samples"]))
+        lines += [line(name.replace("samples", f"samples, {TITLES[net]}"), row) for name, row in result["more_seeds"].items()]
     lines += [line(names["noise"], first["table"]["noise"]), "",
               f"Reconstructions of the test set: PSNR {first['reconstruction']['psnr_db']:.2f} dB, SSIM {first['reconstruction']['ssim']:.3f}. "
               f"Memorisation ratio (1 is healthy, 0 is copying): "
@@ -123,16 +157,16 @@ def replace_between(text: str, name: str, lines: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("vae", "classifier", *NETS):
-        parser.add_argument(f"--{name}", type=Path)
+    parts = ("vae", "perceptual", "classifier", *NETS)
+    for name in parts:
+        parser.add_argument(f"--{name}", type=Path, metavar="RUN")
     parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--only-numbers", action="store_true", help="leave the weights as they are")
+    parser.add_argument("--inception", action="store_true", help="measure the Inception FID, too")
     parser.add_argument("--as-measured", action="store_true", help="take the numbers of the last measurement")
     args = parser.parse_args()
-    if not (args.only_numbers or args.as_measured):
-        copy_weights({name: getattr(args, name) for name in ("vae", "classifier", *NETS)})
+    copy_weights({name: path for name in parts if (path := getattr(args, name))})
     sample = SampleConfig()
-    results = checkpoint.load_json(WEIGHTS / "metrics.json") if args.as_measured else measure(args.n, sample)
+    results = checkpoint.load_json(WEIGHTS / "metrics.json") if args.as_measured else measure(args.n, sample, args.inception)
     (WEIGHTS / "MODEL_CARD.md").write_text(card(results), encoding="utf-8")
     model = LatentDiffusion.pretrained()
     x = model.sample(torch.arange(10).repeat_interleave(10), **vars(sample))

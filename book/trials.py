@@ -3,8 +3,8 @@
     python book/trials.py autoencoder factor denoiser --jobs 2      run these groups, then write the tables
     python book/trials.py                                           write the tables from the rows that are there
 
-A trial is one call of `python -m ldm_minimal train` with the flags below; its run folder is runs/trials/GROUP-NUMBER, and its
-numbers are kept in book/trials.json. A trial whose row is there is not run again. With --jobs 2 two run at a time on one
+A trial is one call of `python -m ldm_minimal train` with the flags below; its run folder is runs/trials/GROUP-NUMBER, its numbers
+are kept in book/trials.json. A trial whose row is there is not run again. With --jobs 2 two run at a time on one
 thread each, which two cores finish sooner than one after the other on both.
 """
 
@@ -19,102 +19,159 @@ from pathlib import Path
 import torch
 
 from ldm_minimal import LatentDiffusion, data
-from ldm_minimal.checkpoint import load_json, save_json
+from ldm_minimal.checkpoint import load_json, load_tensors, save_json, save_tensors
 from ldm_minimal.data import to_float, to_uint8
 from ldm_minimal.evaluate import balanced, classify, compare, draw
 from ldm_minimal.inception import inception_features
-from ldm_minimal.metrics import frechet_distance, psnr, ssim
+from ldm_minimal.metrics import frechet_distance, kid, psnr, ssim
 from ldm_minimal.pipeline import WEIGHTS, SampleConfig, load_classifier
 from ldm_minimal.run import load_vae
+
+from ship import replace_between
 
 ROOT = Path(__file__).parent.parent
 RUNS, ROWS = ROOT / "runs" / "trials", ROOT / "book" / "trials.json"
 
-AUTOENCODER = "vae --vae-train-steps 600 --vae-train-minutes 0"
-FACTOR = ("all --vae-train-steps 100000 --vae-train-minutes 2 --denoiser-train-steps 100000 "
-          "--denoiser-train-minutes 3")
-DENOISER = ("denoiser --vae-from ldm_minimal/assets/weights/unet.json --denoiser-train-steps 100000 "
-            "--denoiser-train-minutes 5")
-GROUPS = {
-    "autoencoder": {
-        "plain: squared and absolute error, KL": "",
-        "+ perceptual": "--vae-loss-perceptual 1",
-        "+ adversarial": "--vae-loss-adversarial 0.5",
-        "+ both": "--vae-loss-perceptual 1 --vae-loss-adversarial 0.5",
-        "VQ (512 codes) in place of the KL": "--vae-codes 512 --vae-beta 1",
-    },
-    "factor": {
-        "f = 2": "--vae-channels 32 64",
-        "f = 4": "",
-        "f = 7": "--vae-channels 32 128 --vae-factors 7",
-        "f = 14": "--vae-channels 32 64 128 --vae-factors 2 7",
-        "f = 4, VQ": "--vae-codes 512 --vae-beta 1",
-    },
-    "denoiser": {
-        "U-Net 64, 128: cosine, v, uniform t": "",
-    },
+PLAIN = "runs/vae"  # by the first command of ship.py: squared and absolute error and a KL, nothing else
+GROUPS = {  # name: (what all its trials share, {trial: its own flags})
+    "autoencoder": (
+        f"vae --vae-from {PLAIN} --vae-train-batch 32 --vae-train-lr 0.0005 --vae-train-steps 1000 "
+        "--vae-train-minutes 0 --vae-loss-start 0.1", {
+            "squared and absolute error, KL": "",
+            "+ perceptual": "--vae-loss-perceptual 1",
+            "+ adversarial": "--vae-loss-adversarial 20",
+            "+ both": "--vae-loss-perceptual 1 --vae-loss-adversarial 20",
+            "+ both, decoder alone": "--vae-loss-perceptual 1 --vae-loss-adversarial 20 --vae-loss-decoder-only",
+        }),
+    "factor": (
+        "all --vae-train-steps 100000 --vae-train-minutes 1.2 --denoiser-train-steps 100000 --denoiser-train-minutes 2 "
+        "--samples 20 --sample-steps 2", {
+            "f = 1 (1 channel)": "--vae-channels 32 --vae-latent-channels 1",
+            "f = 2": "--vae-channels 32 64",
+            "f = 4": "",
+            "f = 7": "--vae-channels 32 128 --vae-factors 7",
+            "f = 14": "--vae-channels 32 64 128 --vae-factors 2 7",
+            "f = 4, VQ with 512 codes": "--vae-codes 512 --vae-beta 1",
+        }),
+    "denoiser": (
+        "denoiser --denoiser-train-steps 100000 --denoiser-train-minutes 3", {
+            "U-Net 64-128, cosine, v, uniform t": "",
+            "seed 1": "--seed 1",
+            "linear path, flow, uniform t": "--denoiser-schedule linear --denoiser-target flow",
+            "linear path, flow, logit-normal t": "--denoiser-schedule linear --denoiser-target flow --denoiser-times logit_normal",
+            "cosine, eps": "--denoiser-target eps",
+            "U-Net 96-192, 1 block": "--unet-channels 96 192 --unet-blocks 1",
+            "U-Net 64-128, learning rate 2e-3": "--denoiser-train-lr 0.002",
+            "DiT 128 x 6": "--net dit",
+            "DiT 192 x 6": "--net dit --dit-width 192 --dit-heads 6",
+        }),
 }
-BASES = {"autoencoder": AUTOENCODER, "factor": FACTOR, "denoiser": DENOISER}
+DRAWN = {"factor": (500, SampleConfig(steps=10)), "denoiser": (2000, SampleConfig(steps=10))}  # samples of each trial
 
 
 def run(group: str, name: str, threads: int) -> None:
-    """Train one trial in a process of its own and add its row to trials.json."""
-    folder, flags = RUNS / f"{group}-{list(GROUPS[group]).index(name)}", GROUPS[group][name]
-    command = [sys.executable, "-m", "ldm_minimal", "train", *BASES[group].split(), *flags.split(), "--out", str(folder)]
+    """Train one trial in a process of its own, measure it in another, and add its row to trials.json."""
+    common, trials = GROUPS[group]
+    folder = RUNS / f"{group}-{list(trials).index(name)}"
+    command = ["-m", "ldm_minimal", "train", *common.split(), *trials[name].split(), "--out", str(folder)]
     RUNS.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     print(f"{group}: {name}", flush=True)
     with open(RUNS / f"{folder.name}.log", "w", encoding="utf-8") as log:
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
-        measuring = [sys.executable, __file__, "--measure", str(folder)]
-        subprocess.run(measuring, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
-    row = {"flags": flags, "base": BASES[group], "threads": threads} | load_json(folder / "row.json")
+        for arguments in (command, [__file__, "--measure", str(folder), group]):
+            subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log, check=True,
+                           env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     rows = load_json(ROWS) if ROWS.is_file() else {}
-    rows.setdefault(group, {})[name] = row
+    rows.setdefault(group, {})[name] = {"flags": trials[name], "threads": threads} | load_json(folder / "row.json")
     save_json(ROWS, rows)
 
 
-def measure(folder: Path, n: int = 2000, inception: int = 1000) -> None:
-    """folder/row.json: what the autoencoder rebuilds and, where there is a denoiser, what it draws.
+def inception_test(images: torch.Tensor) -> torch.Tensor:
+    """The features of real images, computed once for all trials."""
+    path = RUNS / "inception-test.safetensors"
+    if not path.is_file():
+        save_tensors(path, {"features": inception_features(images, 8)})
+    return load_tensors(path)[0]["features"]
 
-    rFD and rFID compare the reconstructions of the test images (the first `inception` of them for rFID) with these very
-    images, so a perfect autoencoder has 0.
-    """
+
+def measure(folder: Path, group: str, n: int = 1000) -> None:
+    """folder/row.json: what the autoencoder rebuilds and, where there is a denoiser, what it draws."""
     test = data.load("fashion-mnist", "test")
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
     reference, _ = classify(classifier, test.images)
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     row = {e["stage"]: {"steps": e["step"], "ms": 1000 * e["seconds"] / e["step"]} for e in entries}  # the last of each
-    vae = load_vae(folder) if (folder / "vae.json").is_file() else LatentDiffusion.pretrained().vae
-    with torch.no_grad():
-        rebuilt = torch.cat([to_uint8(vae.decode(vae.encode(to_float(x)).mode())) for x in test.images.split(500)])
-    row |= {"psnr": float(psnr(test.images, rebuilt).mean()), "ssim": float(ssim(test.images, rebuilt).mean()),
-            "rfd": frechet_distance(classify(classifier, rebuilt)[0], reference)}
     if (folder / "vae.json").is_file():
-        real, fake = (inception_features(images[:inception]) for images in (test.images, rebuilt))
-        row["rfid"] = frechet_distance(real, fake)
-    if (folder / "model.json").is_file():
+        vae = load_vae(folder)
+        with torch.no_grad():
+            rebuilt = torch.cat([to_uint8(vae.decode(vae.encode(to_float(x)).mode())) for x in test.images.split(500)])
+        row |= {"psnr": float(psnr(test.images, rebuilt).mean()), "ssim": float(ssim(test.images, rebuilt).mean()),
+                "rfd": frechet_distance(classify(classifier, rebuilt)[0], reference)}
+        if vae.config.codes:
+            latents = torch.cat([vae.encode(to_float(x)).mode() for x in test.images.split(500)])
+            row["codes_used"] = len(vae.quantizer(latents)[1].unique())
+    if group == "autoencoder":
+        real, fake = inception_test(test.images[: 3 * n]), inception_features(rebuilt[:n], 8)
+        row |= {"rfid": frechet_distance(real[:n], fake), "inception_kid_x1000": 1000 * kid(real[n:], fake)[0]}
+    else:
+        samples, config = DRAWN[group]
         model = LatentDiffusion.load(folder)
-        model.to(model.device, "bf16")
-        samples, labels, cost = draw(model, n, SampleConfig())
-        features, found = classify(classifier, samples)
-        row |= compare(features, reference, reference[balanced(test.labels, n)])
+        x, labels, cost = draw(model.to(model.device, "bf16"), samples, config)
+        features, found = classify(classifier, x)
+        row |= compare(features, reference, reference[balanced(test.labels, samples)])
         row |= {"class_accuracy": float((found == labels).double().mean()), "images_per_second": cost["images_per_second"]}
     save_json(folder / "row.json", row)
 
 
+COLUMNS = {  # heading: how a row shows it
+    "PSNR dB": lambda r: f"{r['psnr']:.2f}",
+    "SSIM": lambda r: f"{r['ssim']:.4f}",
+    "rFD": lambda r: f"{r['rfd']:.4f}",
+    "rFID, 1,000": lambda r: f"{r['rfid']:.2f}",
+    "Inception KID x1000": lambda r: f"{r['inception_kid_x1000']:.2f}",
+    "VAE ms/step": lambda r: f"{r['vae']['ms']:.0f}",
+    "codes used": lambda r: f"{r['codes_used']}",
+    "denoiser steps": lambda r: f"{r['denoiser']['steps']:,}",
+    "denoiser ms/step": lambda r: f"{r['denoiser']['ms']:.0f}",
+    "FD": lambda r: f"{r['fd']:.3f}",
+    "KID x1000": lambda r: f"{r['kid_x1000']:.2f}",
+    "precision": lambda r: f"{r['precision']:.3f}",
+    "recall": lambda r: f"{r['recall']:.3f}",
+    "class accuracy": lambda r: f"{100 * r['class_accuracy']:.1f} %",
+    "samples/s": lambda r: f"{r['images_per_second']:.0f}",
+}
+
+
+def table(rows: dict[str, dict]) -> list[str]:
+    """A Markdown table of all columns that some row has."""
+    def cell(show, row: dict) -> str:
+        try:
+            return show(row)
+        except KeyError:
+            return ""
+
+    shown = {head: show for head, show in COLUMNS.items() if any(cell(show, row) for row in rows.values())}
+    lines = ["| " + " | ".join(["trial", *shown]) + " |", "|---" * (len(shown) + 1) + "|"]
+    return lines + ["| " + " | ".join([name, *(cell(show, row) for show in shown.values())]) + " |"
+                    for name, row in rows.items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", choices=[*GROUPS, []])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(GROUPS))
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time; the threads are divided among them")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        return measure(args.measure)
+        return measure(Path(args.measure[0]), args.measure[1])
     rows, threads = load_json(ROWS) if ROWS.is_file() else {}, max(1, torch.get_num_threads() // args.jobs)
-    todo = [(group, name) for group in args.groups for name in GROUPS[group] if name not in rows.get(group, {})]
+    todo = [(group, name) for group in args.groups for name in GROUPS[group][1] if name not in rows.get(group, {})]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda trial: run(*trial, threads), todo))
+    page = ROOT / "book" / "trials.md"
+    text = page.read_text(encoding="utf-8")
+    for group, of in load_json(ROWS).items():  # the words around the tables stay
+        text = replace_between(text, group, table(of))
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

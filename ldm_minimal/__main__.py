@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--n", type=int, default=10_000, help="images of each kind (default: 10000)")
     sub.add_argument("--inception", action="store_true",
                      help="add the Inception FID (needs the extra `inception`; minutes to hours on a CPU)")
+    sub.add_argument("--seeds", type=int, default=1, help="sets of samples, from --seed on (default: 1)")
     sub.add_argument("--out", type=Path, default=Path("metrics.json"),
                      help="where to write it all (default: metrics.json)")
     add_options(sub, SampleConfig())
@@ -262,9 +263,9 @@ def run_evaluate(args) -> int:
     train, test = (data.load(model.dataset, split) for split in ("train", "test"))
     own = Path(args.model) / f"classifier-{model.dataset}.json"
     classifier = load_classifier(own if own.is_file() else WEIGHTS / own.name).to(model.device)
-    n = min(positive(args.n), len(test))
-    with bar(n, "samples", "image") as progress:
-        result = evaluate(model, classifier, train, test, n, config, extra, progress.update)
+    n, seeds = min(positive(args.n), len(test)), positive(args.seeds)
+    with bar(n * seeds, "samples", "image") as progress:
+        result = evaluate(model, classifier, train, test, n, config, extra, progress.update, seeds)
     save_json(args.out, result | {"model": args.model})
     print(as_table(result))
     quality = result["reconstruction"]

@@ -9,6 +9,7 @@ Every distance is against all test images, for n images of each of
 """
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,10 +69,13 @@ def draw(model: LatentDiffusion, n: int, config: SampleConfig, progress=None) ->
 
 
 def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, test: Dataset, n: int = 10_000,
-             config: SampleConfig = SampleConfig(), extra_features=None, progress=None) -> dict:
+             config: SampleConfig = SampleConfig(), extra_features=None, progress=None, seeds: int = 1) -> dict:
     """Everything as one dictionary. n is at most the number of test images.
 
-    extra_features: uint8 images -> features of another network (Inception); adds "inception" to each row.
+    Each row but the floor also has its distance to the floor's training images ("..._train"), which is the more
+    usual reference and the set that the model has seen.
+    extra_features: uint8 images -> features of another network (Inception), for all rows but noise: "inception_..."
+    seeds: so many sets of samples, drawn from config.seed on; the rows of the further ones are in "more_seeds"
     """
     n = min(n, len(test), len(train))
     if n < 20:
@@ -87,24 +91,36 @@ def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, tes
         "samples": (samples, labels),
         "noise": (noise, labels),
     }
+    for seed in range(config.seed + 1, config.seed + seeds):
+        sets[f"samples, seed {seed}"] = (draw(model, n, replace(config, seed=seed), progress)[0], labels)
     reference, _ = classify(classifier, test.images)
     extra_reference = extra_features(test.images) if extra_features else None
-    table, counts = {}, []
+    table, counts, floor, extra_floor = {}, [], None, None
     for name, (images, wanted) in sets.items():
         features, predicted = classify(classifier, images)
-        table[name] = compare(features, reference, reference[test_rows])
-        table[name]["class_accuracy"] = float((predicted == wanted).double().mean())
-        if extra_features:
+        table[name] = row = compare(features, reference, reference[test_rows])
+        row["class_accuracy"] = float((predicted == wanted).double().mean())
+        if name == "floor":
+            floor = features
+        else:
+            row["fd_train"] = frechet_distance(features, floor)
+        if extra_features and name != "noise":
             other = extra_features(images)
-            table[name]["inception_fid"] = frechet_distance(other, extra_reference)
-            table[name]["inception_kid_x1000"] = 1000 * kid(other, extra_reference)[0]
+            row["inception_fid"] = frechet_distance(other, extra_reference)
+            row["inception_kid_x1000"], row["inception_kid_spread_x1000"] = (
+                1000 * v for v in kid(other, extra_reference))
+            if name == "floor":
+                extra_floor = other
+            else:
+                row["inception_fid_train"] = frechet_distance(other, extra_floor)
         if name == "samples":
             counts = predicted.bincount(minlength=len(model.classes)).tolist()
+    more = {name: table.pop(name) for name in list(table) if name.startswith("samples, seed")}
     some = min(n, 1000)
     return {
         "n": n, "reference": f"{len(test)} test images of {test.name}",
         "features": f"own classifier, {reference.shape[1]} features",
-        "reconstruction": quality, "table": table, "sampling": cost, "sampler": vars(config),
+        "reconstruction": quality, "table": table, "more_seeds": more, "sampling": cost, "sampler": vars(config),
         "classes_found": dict(zip(model.classes, counts)),
         "memorisation": memorisation(samples[:some], test.images[:some], train.images),
     }
@@ -114,10 +130,11 @@ def as_table(result: dict) -> str:
     """The table as text, one row for each set."""
     columns = [("fd", "FD", 3), ("kid_x1000", "KID x1000", 2), ("precision", "precision", 3), ("recall", "recall", 3),
                ("density", "density", 3), ("coverage", "coverage", 3), ("class_accuracy", "accuracy", 3),
-               ("inception_fid", "Inception FID", 2)]
+               ("inception_fid", "Inception FID", 2), ("inception_fid_train", "against train", 2)]
     columns = [column for column in columns if column[0] in result["table"]["samples"]]
     lines = [" " * 10 + "".join(f"{title:>{len(title) + 5}}" for _, title, _ in columns)]
-    for name, row in result["table"].items():
-        cells = [f"{row[key]:>{len(title) + 5}.{digits}f}" for key, title, digits in columns]
-        lines.append(f"{name:10}" + "".join(cells))
+    for name, row in (result["table"] | result.get("more_seeds", {})).items():
+        cells = [f"{row[key]:>{len(title) + 5}.{digits}f}" if key in row else " " * (len(title) + 5)
+                 for key, title, digits in columns]
+        lines.append(f"{name.replace('samples, ', ''):10}" + "".join(cells))
     return "\n".join(lines)
