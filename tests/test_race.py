@@ -11,7 +11,7 @@ from torch import nn
 
 from ldm_minimal import data, profiling, race, scale
 from ldm_minimal.__main__ import main
-from ldm_minimal.baseline import diffusers_ddim
+from ldm_minimal.baseline import diffusers_ddim, diffusers_loss
 from ldm_minimal.bench import Work, count_flop, size
 from ldm_minimal.pipeline import SampleConfig
 from ldm_minimal.presets import RunConfig
@@ -147,7 +147,7 @@ def test_the_loss_of_the_diffusers_contestant_falls_and_it_samples(racer, monkey
     assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
 
 
-def test_the_loop_of_diffusers_finds_the_image_that_a_perfect_network_knows():
+def test_a_network_that_knows_the_image_has_no_loss_under_diffusers_and_its_loop_finds_it():
     diffusers = pytest.importorskip("diffusers")
     scheduler, x0 = diffusers.DDIMScheduler(), torch.rand(3, 1, 4, 4) * 2 - 1
 
@@ -155,11 +155,15 @@ def test_the_loop_of_diffusers_finds_the_image_that_a_perfect_network_knows():
         num_classes = 10
 
         def __call__(self, zt, t, y):
-            alpha_bar = scheduler.alphas_cumprod[(1000 * t).round().long().repeat(1)][:, None, None, None]
+            torch.testing.assert_close(1000 * t, (1000 * t).round(), atol=1e-3, rtol=0)  # whole steps
+            alpha_bar = scheduler.alphas_cumprod[(1000 * t).round().long()][:, None, None, None]
             return (zt - alpha_bar.sqrt() * x0.repeat(len(zt) // 3, 1, 1, 1)) / (1 - alpha_bar).sqrt()
 
     out = diffusers_ddim(Knows(), scheduler, torch.randn(3, 1, 4, 4), torch.arange(3), 10, 2.0, "fp32")
     torch.testing.assert_close(out, x0, atol=1e-3, rtol=0)
+    rng = torch.Generator().manual_seed(0)
+    loss = diffusers_loss(Knows(), diffusers.DDPMScheduler(), x0, torch.arange(3), 0.1, rng)
+    assert loss.shape == (3,) and loss.max() < 1e-6
 
 
 def test_the_fit_finds_a_planted_exponent():
