@@ -326,8 +326,12 @@ def run_bench(args) -> int:
     if args.kind == "race":
         from .race import race
         from .report import race_figure as figure
+        from .run import Interrupted
 
-        result = race(device, precision, args.minutes, args.n)
+        try:
+            result = race(device, precision, args.minutes, args.n)
+        except Interrupted:  # a race is not gone on with
+            raise KeyboardInterrupt from None
     elif args.kind == "scale":
         from .report import scale_figure as figure
         from .scale import scale

@@ -145,6 +145,7 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: 
             "sampling_images_per_second": cost["images_per_second"], "sampling_seconds": cost["seconds"],
             "stages": {k: {key: v[key] for key in ("step", "seconds", "loss")} for k, v in stages.items()},
         } | score(images, labels))
+        print(f"{name}: FD {result['rows'][-1]['fd']:.3f} after {spent:.2f} minutes", flush=True)
     print("\n" + as_text(result))
     return result
 

@@ -15,7 +15,7 @@ from ldm_minimal.baseline import diffusers_ddim, diffusers_loss
 from ldm_minimal.bench import Work, count_flop, size
 from ldm_minimal.pipeline import SampleConfig
 from ldm_minimal.presets import RunConfig
-from ldm_minimal.run import Run
+from ldm_minimal.run import Interrupted, Run
 from ldm_minimal.train import TrainConfig, TrainState, train
 from ldm_minimal.unet import UNet, UNetConfig
 from ldm_minimal.vae import VAE, VAEConfig
@@ -229,4 +229,6 @@ def test_the_command_line_reaches_each_kind_and_draws(tmp_path, monkeypatch, cap
     assert asked == {"race": ([1.0, 2.0], 30), "scale": 0.5, "profile": True}
     assert json.loads(out.read_text()) == {"rows": rows}
     made = {path.name for path in tmp_path.iterdir()}
+    monkeypatch.setattr(race, "race", lambda *arguments: (_ for _ in ()).throw(Interrupted))
+    assert main(["bench", "race"]) == 130 and "stopped" in capsys.readouterr().err
     assert made == {"race.json", "race.png", "scale.json", "scale.png", "profile.json"}
