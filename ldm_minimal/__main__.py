@@ -91,9 +91,15 @@ def parser() -> argparse.ArgumentParser:
 
     command("info", "what this machine has: versions, device, precision and why, data and where, minutes to expect")
 
-    sub = command("bench", "measure speed here: training, sampling, latent against pixels, share of the machine's peak")
-    sub.add_argument("--seconds", type=float, default=2.0, help="time for each measurement (default: 2)")
-    sub.add_argument("--out", type=Path, help="also write the table as JSON here")
+    sub = command("bench", "measure here: speed; a race in quality of latents, pixels and diffusers; how cost grows; "
+                  "where a training step spends its time")
+    sub.add_argument("kind", nargs="?", default="speed", choices=("speed", "race", "scale", "profile"),
+                     help="what to measure (default: speed, in about a minute)")
+    sub.add_argument("--seconds", type=float, default=2.0, help="speed, scale: time for each measurement (default: 2)")
+    sub.add_argument("--minutes", type=float, nargs="+", default=[10.0], metavar="M",
+                     help="race: training time of each contestant; several make a curve, M by M (default: 10)")
+    sub.add_argument("--n", type=int, default=2000, help="race: samples of each contestant (default: 2000)")
+    sub.add_argument("--out", type=Path, help="also write the tables as JSON here; race, scale: and a .png beside it")
     return main
 
 
@@ -321,13 +327,36 @@ def run_info(args) -> int:
 
 
 def run_bench(args) -> int:
-    from .bench import bench
-
     device, precision = machine(args)
-    result = bench(device, precision, args.seconds)
+    figure = None
+    if args.kind == "race":
+        from .race import race
+        from .report import race_figure as figure
+        from .run import Interrupted
+
+        try:
+            result = race(device, precision, args.minutes, args.n)
+        except Interrupted:  # a race is not gone on with
+            raise KeyboardInterrupt from None
+    elif args.kind == "scale":
+        from .report import scale_figure as figure
+        from .scale import scale
+
+        result = scale(device, precision, args.seconds)
+    elif args.kind == "profile":
+        from .profiling import profiling
+
+        result = profiling(device, precision)
+    else:
+        from .bench import bench
+
+        result = bench(device, precision, args.seconds)
     if args.out:
         save_json(args.out, result)
         print(f"wrote {args.out}")
+    if args.out and figure:
+        plot.save_figure(figure(result), args.out.with_suffix(".png"))
+        print(f"wrote {args.out.with_suffix('.png')}")
     return 0
 
 

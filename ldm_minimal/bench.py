@@ -26,15 +26,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from .baseline import DiffusersUNet, NoAutoencoder, diffusers_ddim
 from .data import to_float
 from .dit import DiT
 from .pipeline import NETS, LatentDiffusion, build_denoiser
-from .precision import DTYPES, autocast
+from .precision import DTYPES
 from .presets import PRESETS, RunConfig, default_preset
 from .run import device_name, versions
 from .sampler import SOLVERS
 from .train import TrainConfig, TrainState, train
-from .unet import UNet, UNetConfig
+from .unet import UNet
 from .vae import VAE, vae_loss
 
 SIDE = 28  # of an image
@@ -138,37 +139,6 @@ def measure(title: str, jobs: dict[str, tuple], seconds: float, device: torch.de
     return rows
 
 
-class NoAutoencoder(nn.Module):
-    """Pixel diffusion is latent diffusion with the identity for an autoencoder."""
-
-    def decode(self, z: Tensor) -> Tensor:
-        return z
-
-
-class DiffusersUNet(nn.Module):
-    """diffusers' UNet2DModel as net(zt, t, y), with our channels, blocks and attention; within 10 % of our parameters.
-
-    It takes only sizes that halve evenly: 7x7 is padded to 8x8 on the way in and cut on the way out.
-    """
-
-    def __init__(self, config: UNetConfig):
-        super().__init__()
-        from diffusers import UNet2DModel
-
-        self.num_classes, upper, low = config.num_classes, len(config.channels) - 1, "Attn" if config.attention else ""
-        self.multiple = 2**upper
-        self.net = UNet2DModel(
-            in_channels=config.in_channels, out_channels=config.in_channels, block_out_channels=config.channels,
-            down_block_types=("DownBlock2D",) * upper + (f"{low}DownBlock2D",), layers_per_block=config.blocks,
-            up_block_types=(f"{low}UpBlock2D",) + ("UpBlock2D",) * upper, attention_head_dim=32,
-            norm_num_groups=min(32, config.channels[0] // 4), num_class_embeds=config.num_classes + 1)
-
-    def forward(self, zt: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        height, width = zt.shape[2:]
-        zt = F.pad(zt, (0, -width % self.multiple, 0, -height % self.multiple))
-        return self.net(zt, 1000 * t, class_labels=y).sample[:, :, :height, :width]
-
-
 @dataclass(frozen=True)
 class Work:
     """What is timed, for one RunConfig on one device: each method builds networks and returns a call."""
@@ -211,28 +181,25 @@ class Work:
         return partial(model.sample, torch.arange(n) % denoiser.null, self.config.sample.steps, guidance, solver)
 
     def sample_diffusers(self, shape: tuple[int, ...], n: int) -> Call:
-        """The loop of diffusers' manual around its U-Net and its DDIMScheduler."""
+        """diffusers_ddim on an untrained network."""
         from diffusers import DDIMScheduler
 
         net = DiffusersUNet(replace(self.config.unet, in_channels=shape[0])).to(self.device).eval()
         scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
         labels = torch.arange(n, device=self.device) % net.num_classes
-
-        @torch.no_grad()
-        def call() -> Tensor:
-            z = torch.randn(n, *shape, device=self.device)
-            scheduler.set_timesteps(self.config.sample.steps)
-            for t in scheduler.timesteps:
-                with autocast(self.device, self.precision):
-                    out = net(z, (t / 1000).expand(n).to(self.device), labels)
-                z = scheduler.step(out.float(), t, z).prev_sample
-            return z.cpu()
-
-        return call
+        noise = partial(torch.randn, n, *shape, device=self.device)
+        return lambda: diffusers_ddim(net, scheduler, noise(), labels, self.config.sample.steps, 1.0, self.precision)
 
 
 def size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def describe_machine(device: torch.device, precision: str) -> dict:
+    """What the numbers were measured on, printed and returned."""
+    machine = versions() | {"device": device_name(device), "threads": torch.get_num_threads(), "precision": precision}
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+    return machine
 
 
 def bench(device: torch.device, precision: str, seconds=2.0, config: RunConfig | None = None, **peak_sizes) -> dict:
@@ -240,8 +207,7 @@ def bench(device: torch.device, precision: str, seconds=2.0, config: RunConfig |
     config = config or PRESETS[default_preset(device)]
     work, n, steps = Work(config, device, precision), config.denoiser_train.batch, config.sample.steps
     few, latent, pixel = max(2, n // 4), work.latent, (config.vae.in_channels, SIDE, SIDE)
-    machine = versions() | {"device": device_name(device), "threads": torch.get_num_threads(), "precision": precision}
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    machine = describe_machine(device, precision)
     peak = machine_peak(device, precision, seconds / 4, **peak_sizes)
     print(f"measured peak: matrix product {peak['matmul']:.0f}, convolution {peak['convolution']:.0f} GFLOP/s")
     table = partial(measure, seconds=seconds, device=device, peak=peak["gflops"])

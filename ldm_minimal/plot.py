@@ -63,8 +63,11 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
     return figure
 
 
-def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=()):
-    """One panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y` have a logarithmic axis."""
+def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=(), log_x=(), x_names: dict[str, str] | None = None):
+    """One panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y`, `log_x` have logarithmic axes.
+
+    x_names: panel title -> what its x axis counts, where it is not steps.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Picture(figsize=(3.6 * len(panels), 3.0), layout="constrained")
         for place, (title, lines) in enumerate(panels.items()):
@@ -72,9 +75,11 @@ def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=()):
             for name, (x, y) in lines.items():
                 axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) < 10 else None)
             axes.set_title(title)
-            axes.set_xlabel("optimizer step")
+            axes.set_xlabel((x_names or {}).get(title, "optimizer step"))
             if title in log_y:
                 axes.set_yscale("log")
+            if title in log_x:
+                axes.set_xscale("log")
             if len(lines) > 1:
                 beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(lines) > 3 else {}
                 axes.legend(fontsize=8, **beside)

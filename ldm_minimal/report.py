@@ -1,4 +1,4 @@
-"""What a run shows at its end: four pictures and a summary in words."""
+"""What a run shows at its end: four pictures and a summary in words; and the pictures of two benchmarks."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +39,28 @@ def training_curves(log: dict[str, list[dict]]):
             lines = {edge: (steps, [e["by_t"][i] for e in entries]) for i, edge in enumerate(edges)}
             panels["Noise-prediction error by t"] = lines
     return curves(panels, log_y=tuple(panels))
+
+
+def race_figure(result: dict):
+    """FD over minutes of training, one line for each contestant of race.py."""
+    lines: dict[str, tuple[list, list]] = {}
+    for row in result["rows"]:
+        x, y = lines.setdefault(row["name"], ([], []))
+        x.append(row["minutes"]), y.append(row["fd"])
+    title = "FD on our classifier's features"
+    return curves({title: lines}, log_y=(title,), log_x=(title,), x_names={title: "minutes of training"})
+
+
+def scale_figure(result: dict):
+    """The three tables of scale.py: rate over batch, time over width, time over pixels."""
+    panels: dict[str, dict] = {}
+    for title, x, y in (("images/s", "batch", "images_per_second"), ("ms an image", "width", "ms_per_image"),
+                        ("ms an image, by size", "side", "ms_per_image")):
+        for row in result[x]:
+            line = panels.setdefault(title, {}).setdefault(row["space"], ([], []))
+            line[0].append(row[x]), line[1].append(row[y])
+    names = {"images/s": "batch", "ms an image": "first channels", "ms an image, by size": "pixels a side"}
+    return curves(panels, log_y=tuple(panels), log_x=tuple(panels), x_names=names)
 
 
 def filmstrip(model: LatentDiffusion, config: SampleConfig):

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_minimal.bench import (
-    DiffusersUNet, Work, bench, count_flop, median_seconds, minutes_to_expect, size, with_peak_mib,
-)
+from ldm_minimal.baseline import DiffusersUNet
+from ldm_minimal.bench import Work, bench, count_flop, median_seconds, minutes_to_expect, size, with_peak_mib
 from ldm_minimal.dit import DiTConfig
 from ldm_minimal.pipeline import SampleConfig
 from ldm_minimal.presets import PRESETS, RunConfig

@@ -17,7 +17,8 @@ LAYERS = {
     "L1": ["vae", "unet", "dit", "classifier", "denoiser", "guidance", "sampler", "train", "metrics"],
     "L2": ["vq", "perceptual", "latents"],
     "L3": ["pipeline"],
-    "L4": ["__init__", "presets", "evaluate", "report", "run", "inception", "bench", "__main__"],
+    "L4": ["__init__", "presets", "evaluate", "report", "run", "inception", "baseline", "bench", "race", "scale", "profiling",
+           "__main__"],
 }
 ORDER = [name for names in LAYERS.values() for name in names]
 WITHIN = {("plot", "data"), ("plot", "checkpoint")}  # imports inside one layer below L4
