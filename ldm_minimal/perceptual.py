@@ -78,7 +78,7 @@ class FeatureNet(nn.Module):
 
 
 def perceptual_distance(net: FeatureNet, x: Tensor, x_hat: Tensor) -> Tensor:
-    """(B,): 0 for equal images, at most 4 for each layer. Gradients go to x_hat alone."""
+    """(B,): 0 for equal images, at most 2 for each layer (after a ReLU no two maps point apart). x has no gradient."""
     with torch.no_grad():
         real = net.maps(x)
     distance = torch.zeros(len(x), device=x.device)
@@ -89,7 +89,8 @@ def perceptual_distance(net: FeatureNet, x: Tensor, x_hat: Tensor) -> Tensor:
 
 
 class PatchDiscriminator(nn.Module):
-    """x (B, 1, H, W) -> logits (B, 1, H/4, W/4); each sees 18 x 18 pixels: > 0 means real."""
+    """x (B, 1, H, W) -> logits (B, 1, H/4, W/4), > 0 means real. The convolutions of each see 18 x 18 pixels (only the
+    norms' mean and spread come from the whole image)."""
 
     def __init__(self, in_channels: int = 1, width: int = 32):
         super().__init__()

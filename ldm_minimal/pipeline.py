@@ -62,7 +62,10 @@ def config_from(config_class, data: dict, where: str):
         choices = item.metadata.get("choices")
         if choices and values[name] not in choices:
             raise CheckpointError(f"{where}: unknown {name} {values[name]!r}, choose from {', '.join(choices)}")
-    return config_class(**values)
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 class LatentDiffusion:

@@ -177,6 +177,7 @@ class Run:
 
     def fit(self, name: str, model, objective, config: TrainConfig) -> TrainConfig:
         """Fewer steps where this machine is too slow for config.minutes, measured on a throw-away copy of the model."""
+        self.progress = 1.0  # as at the end, with every term of the loss: the dearest steps
         trial, times = TrainState(copy.deepcopy(model), config, self.precision), [time.perf_counter()]
         for _ in train(trial, objective, len(self.images), replace(config, steps=12), self.config.seed):
             if self.device.type == "cuda":
@@ -192,9 +193,11 @@ class Run:
     # -- the three networks -------------------------------------------------------------------------------------
 
     def train_vae(self, start_from=None) -> VAE:
-        """The VAE's EMA; also in vae.safetensors and vae.json. start_from: a path as for load_vae, else from scratch."""
+        """The VAE's EMA; also in vae.safetensors and vae.json. start_from: as for load_vae, else from scratch."""
         if (self.folder / "vae.json").is_file():
             return load_vae(self.folder).to(self.device)
+        if self.config.vae_loss.decoder_only and not start_from:
+            raise ValueError("decoder_only leaves the encoder as it is: name a trained one with --vae-from")
         features = self.features() if self.config.vae_loss.perceptual else None
         images = self.images.images.to(self.device)
 
@@ -248,11 +251,11 @@ class Run:
 
         torch.manual_seed(config.seed)
         if start_from:
-            denoiser = build_denoiser(LatentDiffusion.load(start_from).denoiser.net.requires_grad_(True), config.denoiser)
+            net = LatentDiffusion.load(start_from).denoiser.net.requires_grad_(True)
         else:
             kind, _ = NETS[config.net]
             net = kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
-            denoiser = build_denoiser(net, config.denoiser)
+        denoiser = build_denoiser(net, config.denoiser)
         if self.compile:
             shape = (config.denoiser_train.batch, *moments.shape[2:])
             zt, y = torch.zeros(shape, device=self.device), labels.new_zeros(shape[0])

@@ -58,6 +58,8 @@ class VAEConfig:
         if len(self.steps) != len(self.channels) - 1 or min(self.steps, default=1) < 1:
             raise ValueError(f"each resolution but the first needs a factor >= 1: channels {self.channels}, "
                              f"factors {self.factors}")
+        if self.codes < 0:
+            raise ValueError(f"codes must be >= 0, got {self.codes}")
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -132,7 +134,7 @@ class VAE(nn.Module):
 
 
 def vae_terms(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_hat like x, reconstruction (B,), KL (B,)), both summed over one image.
+    """(x_hat like x, reconstruction (B,), regularization (B,): the KL of a VAE), both summed over one image.
 
     The squared error keeps the mean right, the absolute error keeps edges sharp.
     """
@@ -144,5 +146,5 @@ def vae_terms(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> 
 
 
 def vae_loss(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """(reconstruction, KL), each (B,); the loss is reconstruction + beta * KL."""
+    """(reconstruction, regularization), each (B,); the loss is reconstruction + beta * regularization."""
     return vae_terms(vae, x, generator)[1:]

@@ -4,8 +4,8 @@ r"""The other way to keep latents in shape: a codebook of vectors, of which the 
     loss  = reconstruction + beta * (|sg(z) - q(z)|^2 + 1/4 |z - sg(q(z))|^2)           sg: no gradient through this
     d x_hat / d z is taken as d x_hat / d q(z): straight through the choice, which has no derivative
 
-The choice belongs to the decoder: diffusion works on the continuous z in front of it, and what the denoiser gets slightly
-wrong, the nearest code puts right. There is no noise in the encoder and no KL.
+The choice belongs to the decoder: diffusion works on the continuous z in front of it, and what the denoiser gets
+slightly wrong, the nearest code puts right. There is no noise in the encoder and no KL.
 
 Papers: VQ-VAE 1711.00937, eq. 3; as the first layer of the decoder 2112.10752, section 3.1.
 """
@@ -26,8 +26,12 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """|z - e|^2 = |z|^2 - 2 z.e + |e|^2, of which the first term is the same for all codes."""
-        flat, book = z.movedim(1, -1).float(), self.codebook.weight.float()  # (B, h, w, C), (K, C)
-        return (book.square().sum(1) - 2 * flat @ book.T).argmin(-1)
+        book = self.codebook.weight.float()  # (K, C)
+        if z.ndim != 4 or z.shape[1] != book.shape[1]:
+            raise ValueError(f"latents must be (B, {book.shape[1]}, h, w), got {tuple(z.shape)}")
+        flat = z.movedim(1, -1).float()  # (B, h, w, C)
+        with torch.autocast(z.device.type, enabled=False):  # in bfloat16, one code in twenty would be a wrong one
+            return (book.square().sum(1) - 2 * flat @ book.T).argmin(-1)
 
     def codes(self, index: Tensor) -> Tensor:
         """(B, h, w) -> (B, C, h, w)."""
@@ -35,11 +39,10 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         index = self.nearest(z.detach())
-        q = self.codes(index)
-        return z + (q - z).detach(), index
+        return self.codes(index).detach() + (z - z.detach()), index  # the code itself, bit for bit, and z's gradient
 
     def loss(self, z: Tensor) -> Tensor:
-        """(B,): the codes move towards what is encoded, and the encoder, four times as slowly, towards its codes."""
+        """(B,): pulls the codes towards what is encoded and, a quarter as strongly, the encoder towards its codes."""
         q = self.codes(self.nearest(z.detach()))
         return ((z.detach() - q).square() + 0.25 * (z - q.detach()).square()).flatten(1).sum(1)
 
@@ -52,7 +55,7 @@ class VQVAE(VAE):
         self.quantizer = VectorQuantizer(config.codes, config.latent_channels)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """A Gaussian so narrow (std 3e-7) that its samples are its mean."""
+        """A Gaussian so narrow (std 3e-7) that its samples are its mean but for rounding."""
         mean = super().encode(x).mean
         return DiagonalGaussian(mean, torch.full_like(mean, -30.0))
 
