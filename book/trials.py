@@ -1,6 +1,7 @@
 """What was tried, with its numbers: short runs that differ in one thing each, and the tables of book/trials.md.
 
     python book/trials.py autoencoder factor denoiser --jobs 2      run these groups, then write the tables
+    python book/trials.py sampling                                  sample the shipped U-Net in different ways, the same
     python book/trials.py                                           write the tables from the rows that are there
 
 A trial is one call of `python -m ldm_minimal train` with the flags below; its run folder is runs/trials/GROUP-NUMBER, its numbers
@@ -25,6 +26,7 @@ from ldm_minimal.evaluate import balanced, classify, compare, draw
 from ldm_minimal.inception import inception_features
 from ldm_minimal.metrics import frechet_distance, kid, psnr, ssim
 from ldm_minimal.pipeline import WEIGHTS, SampleConfig, load_classifier
+from ldm_minimal.precision import pick_precision
 from ldm_minimal.run import load_vae
 
 from ship import replace_between
@@ -66,6 +68,12 @@ GROUPS = {  # name: (what all its trials share, {trial: its own flags})
             "DiT 192 x 6": "--net dit --dit-width 192 --dit-heads 6",
         }),
 }
+SAMPLING = {f"{solver}, {spacing}, {steps} steps": SampleConfig(steps, solver=solver, spacing=spacing)
+            for solver, spacing in (("dpm++2m", "middle"), ("dpm++2m", "time"), ("ddim", "time"))
+            for steps in (5, 10, 20, 50)}
+GUIDANCE = {f"guidance {scale:g}, for t in {low:g} ... {high:g}": SampleConfig(10, scale, (low, high), spacing="middle")
+            for scale, low, high in ((1.0, 0, 1), (1.25, 0, 1), (1.5, 0, 1), (2.0, 0, 1), (3.0, 0, 1), (2.0, 0.0, 0.8),
+                                     (2.0, 0.2, 0.8))}
 DRAWN = {"factor": (500, SampleConfig(steps=10)), "denoiser": (2000, SampleConfig(steps=10))}  # samples of each trial
 
 
@@ -89,7 +97,7 @@ def inception_test(images: torch.Tensor) -> torch.Tensor:
     """The features of real images, computed once for all trials."""
     path = RUNS / "inception-test.safetensors"
     if not path.is_file():
-        save_tensors(path, {"features": inception_features(images, 8)})
+        save_tensors(path, {"features": inception_features(images)})
     return load_tensors(path)[0]["features"]
 
 
@@ -110,7 +118,7 @@ def measure(folder: Path, group: str, n: int = 1000) -> None:
             latents = torch.cat([vae.encode(to_float(x)).mode() for x in test.images.split(500)])
             row["codes_used"] = len(vae.quantizer(latents)[1].unique())
     if group == "autoencoder":
-        real, fake = inception_test(test.images[: 3 * n]), inception_features(rebuilt[:n], 8)
+        real, fake = inception_test(test.images[: 3 * n]), inception_features(rebuilt[:n])
         row |= {"rfid": frechet_distance(real[:n], fake), "inception_kid_x1000": 1000 * kid(real[n:], fake)[0]}
     else:
         samples, config = DRAWN[group]
@@ -120,6 +128,23 @@ def measure(folder: Path, group: str, n: int = 1000) -> None:
         row |= compare(features, reference, reference[balanced(test.labels, samples)])
         row |= {"class_accuracy": float((found == labels).double().mean()), "images_per_second": cost["images_per_second"]}
     save_json(folder / "row.json", row)
+
+
+def sampling(group: str, trials: dict[str, SampleConfig], n: int = 2000) -> None:
+    """Rows of the shipped U-Net, sampled in different ways from the same noise."""
+    test, rows = data.load("fashion-mnist", "test"), load_json(ROWS) if ROWS.is_file() else {}
+    classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
+    reference, _ = classify(classifier, test.images)
+    model = LatentDiffusion.pretrained()
+    model.to(model.device, pick_precision(model.device)[0])
+    rows[group] = {}
+    for name, config in trials.items():
+        x, labels, cost = draw(model, n, config)
+        features, found = classify(classifier, x)
+        rows[group][name] = compare(features, reference, reference[balanced(test.labels, n)]) | {
+            "class_accuracy": float((found == labels).double().mean()), "images_per_second": cost["images_per_second"]}
+        print(f"{name}: FD {rows[group][name]['fd']:.3f}", flush=True)
+    save_json(ROWS, rows)
 
 
 COLUMNS = {  # heading: how a row shows it
@@ -157,16 +182,21 @@ def table(rows: dict[str, dict]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(GROUPS))
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join([*GROUPS, "sampling"]))
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time; the threads are divided among them")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         return measure(Path(args.measure[0]), args.measure[1])
     rows, threads = load_json(ROWS) if ROWS.is_file() else {}, max(1, torch.get_num_threads() // args.jobs)
-    todo = [(group, name) for group in args.groups for name in GROUPS[group][1] if name not in rows.get(group, {})]
+    if unknown := set(args.groups) - {*GROUPS, "sampling"}:
+        parser.error(f"unknown group {', '.join(unknown)}")
+    todo = [(group, name) for group in args.groups if group in GROUPS for name in GROUPS[group][1] if name not in rows.get(group, {})]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda trial: run(*trial, threads), todo))
+    if "sampling" in args.groups:
+        sampling("solver", SAMPLING)
+        sampling("guidance", GUIDANCE)
     page = ROOT / "book" / "trials.md"
     text = page.read_text(encoding="utf-8")
     for group, of in load_json(ROWS).items():  # the words around the tables stay

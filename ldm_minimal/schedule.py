@@ -113,7 +113,8 @@ def time_of_log_snr(target: Tensor, schedule) -> Tensor:
     return (low + high) / 2
 
 
-GRIDS = ("time", "log_snr")
+GRIDS = ("time", "log_snr", "middle")
+MIDDLE = (-3.5, 2.5)  # log(alpha / sigma): before it there is only noise, after it only polish
 
 
 def time_grid(steps: int, schedule=None, spacing: str = "time", start: float = 1.0, end: float = 0.0) -> Tensor:
@@ -127,14 +128,18 @@ def time_grid(steps: int, schedule=None, spacing: str = "time", start: float = 1
         raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
     if not 0 <= end < start <= 1:
         raise ValueError(f"need 0 <= end < start <= 1, got start={start} and end={end}")
-    if spacing == "time":
-        return torch.linspace(start, end, steps + 1, dtype=torch.float64)
-    if spacing != "log_snr":
+    if spacing not in GRIDS:
         raise ValueError(f"unknown spacing {spacing!r}, choose from {', '.join(GRIDS)}")
-    first = start if start < 1 else max(0.999, (1 + end) / 2)  # log_snr may be infinite at 1 and at 0
-    last = end if end > 0 else min(0.002, start / 2)
+    if spacing == "log_snr":
+        first = start if start < 1 else max(0.999, (1 + end) / 2)  # log_snr may be infinite at 1 and at 0
+        last = end if end > 0 else min(0.002, start / 2)
+    elif spacing == "middle":
+        outer, inner = time_of_log_snr(torch.tensor(MIDDLE, dtype=torch.float64), schedule).tolist()
+        first, last = min(start, outer), max(end, inner)
+    if spacing == "time" or first <= last:  # or all of the way lies outside the middle
+        return torch.linspace(start, end, steps + 1, dtype=torch.float64)
+    landing = [torch.tensor([end], dtype=torch.float64)] if end < last else []
     ends = log_snr(*schedule(torch.tensor([first, last], dtype=torch.float64)))
-    landing = [torch.zeros(1, dtype=torch.float64)] if end == 0 else []
     knots = torch.linspace(ends[0].item(), ends[1].item(), steps + 1 - len(landing), dtype=torch.float64)
     times = time_of_log_snr(knots, schedule)
     times[0] = start
