@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import parallel
 from .layers import group_norm
 from .options import option
 from .vae import VAE, vae_terms
@@ -98,8 +99,12 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def balance(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """How much larger the pull of `first` on `weights` is than that of `second`: a number without gradient."""
-    pull, other = (torch.autograd.grad(term.mean(), weights, retain_graph=True)[0].norm() for term in (first, second))
+    """How much larger the pull of `first` on `weights` is than that of `second`: a number without gradient.
+
+    Both pulls are those of the whole batch, where it is shared among processes: a norm of means, no mean of norms.
+    """
+    pulls = [torch.autograd.grad(term.mean(), weights, retain_graph=True)[0] for term in (first, second)]
+    pull, other = (parallel.mean(gradient).norm() for gradient in pulls)
     return (pull / (other + 1e-4)).clamp(max=1e4)
 
 
