@@ -4,8 +4,7 @@ r"""Several processes as one: each takes an equal share of every batch, and toge
     noise of a sample                    = its row of the noise of the whole batch, which is a function of (seed, step)
 
 `torchrun --nproc-per-node=N -m ldm_minimal train` starts N processes, one for each GPU; DistributedDataParallel
-(2006.15704) takes the mean of the gradients during the backward pass. Only the order of sums differs from one process's.
-The first process alone writes, prints and evaluates. Without torchrun there is one, and its share is the whole.
+(2006.15704) takes the mean, in another order of sums. The first process alone writes, prints and evaluates.
 """
 
 import os
@@ -19,21 +18,20 @@ from torch import Tensor, nn
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the processes of torchrun, if it started this one; returns the device of this process."""
+    """Join the others, if torchrun started this process (else its share is the whole); returns its device."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while the first evaluates
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
         if not is_main():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return device
 
 
 def leave() -> None:
-    """The end in common; not after an error of one process, which the others would wait for."""
-    if place() != (0, 1):
+    """The end in common: the others wait here while the first evaluates. Not after an error of one process alone."""
+    if dist.is_available() and dist.is_initialized():
         each(None)
         dist.destroy_process_group()
 
@@ -64,15 +62,15 @@ class Noise(torch.Generator):
 
 def wrap(module: nn.Module) -> nn.Module:
     """For several processes a DistributedDataParallel: after backward(), gradients are means over the processes."""
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels, whose do
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # harmless, of 1x1 kernels
     return module if place()[1] == 1 else nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def mean(x: Tensor) -> Tensor:
     """The mean over the processes of a tensor of one shape, which is overwritten."""
-    if (parts := place()[1]) > 1:
+    if place()[1] > 1:
         dist.all_reduce(x)
-    return x / parts
+    return x / place()[1]
 
 
 def each(value) -> list:

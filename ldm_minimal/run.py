@@ -172,7 +172,7 @@ class Run:
                 meter.add(step)
                 progress.update()
                 self.progress = step.step / config.steps
-                stop = parallel.mean(torch.tensor(float(len(interrupted)))) > 0  # in one process, or in each at another step
+                stop = parallel.mean(torch.tensor(float(len(interrupted)))) > 0  # a signal may reach only one process
                 if step.step % LOG_EVERY == 0 or step.step == config.steps or stop:
                     means = meter.summary()  # raises Diverged; what is saved below is therefore sound
                     seconds = spent + time.perf_counter() - started

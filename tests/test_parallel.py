@@ -28,7 +28,7 @@ from ldm_minimal.vae import VAE, VAEConfig, vae_loss
 from conftest import SUBSET
 
 FLAGS = ["--preset", "tiny", "--precision", "fp32", "--samples", "20", "--perceptual-train-steps", "2",
-         "--perceptual-train-batch", "32", "--vae-train-steps", "6", "--vae-train-warmup", "1", "--denoiser-train-steps", "6",
+         "--perceptual-train-batch", "32", "--vae-train-steps", "6", "--denoiser-train-steps", "6",
          "--vae-loss-perceptual", "0.5", "--vae-loss-adversarial", "0.5", "--vae-loss-start", "0.4"]
 INTERRUPTED = """
 import os, signal, sys
@@ -109,7 +109,7 @@ def halves(seed: int = 0) -> list[torch.Generator]:
 @pytest.mark.parametrize("times", ["uniform", "logit_normal"])
 def test_the_times_of_two_shares_are_those_of_the_whole_batch(times):
     whole = draw_times(16, torch.Generator().manual_seed(5), times)
-    assert torch.equal(whole, draw_times(16, step_generator(0, 5, "cpu"), times)), "one process: a generator like any other"
+    assert torch.equal(whole, draw_times(16, step_generator(0, 5, "cpu"), times)), "a generator like any other"
     assert torch.equal(whole, torch.cat([draw_times(8, noise, times) for noise in halves()]))
 
 
