@@ -75,7 +75,6 @@ def mean(x: Tensor) -> Tensor:
 
 def each(value) -> list:
     """The values of all processes, in order, of whatever kind. It comes back when all have called it."""
-    values = [value] * place()[1]
-    if len(values) > 1:
+    if len(values := [value] * place()[1]) > 1:
         dist.all_gather_object(values, value)
     return values
