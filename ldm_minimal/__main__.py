@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, data, plot
+from . import __version__, data, parallel, plot
 from .checkpoint import CheckpointError, load_json, save_json
 from .options import add_options, chosen
 from .pipeline import NETS, WEIGHTS, LatentDiffusion, SampleConfig
@@ -162,9 +162,11 @@ def run_train(args) -> int:
     from .report import summary
     from .run import Interrupted, Run, load_vae
 
-    device, precision = machine(args)
+    device = parallel.start(pick_device(args.device))
+    precision = pick_precision(device, args.precision)[0]
+    processes = parallel.place()[1]
     if args.resume:
-        folder = args.out or latest_unfinished()
+        folder = parallel.each(args.out or latest_unfinished())[0]
         known = load_json(folder / "config.json")
         if missing := {"config", "data", "vae_from", "denoiser_from", "stage", "preset", "precision"} - known.keys():
             raise CheckpointError(f"{folder / 'config.json'} was edited or cut off: no {', '.join(sorted(missing))}")
@@ -182,13 +184,16 @@ def run_train(args) -> int:
         config = chosen(PRESETS[preset], args)
         parts = {section: chosen(getattr(config, section), args, prefix) for prefix, section in SECTIONS.items()}
         config = replace(config, **parts)
-        folder = args.out or free_folder(config.dataset, preset)
+        folder = parallel.each(args.out or free_folder(config.dataset, preset))[0]
+    for section in (config.vae_train, config.denoiser_train):
+        parallel.share(section.batch)  # if it cannot be shared, say so before anything is trained
     print(f"run        {folder} ({'resumed, ' if args.resume else ''}preset {preset}, {device}, {precision})")
     run = Run(folder, config, device, precision, args.compile)
     if args.resume:
         run.check_data()
     else:
-        command = " ".join(["python", "-m", "ldm_minimal", *map(shlex.quote, sys.argv[1:])])
+        launcher = "python" if processes == 1 else f"torchrun --nproc-per-node={processes}"
+        command = " ".join([launcher, "-m", "ldm_minimal", *map(shlex.quote, sys.argv[1:])])
         run.start(command=command, stage=stage, preset=preset, vae_from=vae_from, denoiser_from=denoiser_from)
     try:
         if stage == "vae":
@@ -200,13 +205,19 @@ def run_train(args) -> int:
         elif stage == "denoiser":
             run.train_denoiser(load_vae(vae_from or WEIGHTS / "unet.json").to(device), denoiser_from)
         else:
-            print("\n" + summary(run.all(vae_from, denoiser_from), folder))
-    except (Interrupted, KeyboardInterrupt):
-        print(f"\nstopped; go on with: python -m ldm_minimal train --resume --out {folder}", file=sys.stderr)
+            result = run.all(vae_from, denoiser_from)
+            if parallel.is_main():
+                print("\n" + summary(result, folder))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        if parallel.is_main():
+            print(f"\nstopped; go on with: python -m ldm_minimal train --resume --out {folder}", file=sys.stderr)
+        if isinstance(stop, Interrupted):  # which all processes see at the same step
+            parallel.leave()
         return 130
     except (OSError, Diverged):
         print(f"\nthe last good state is kept in {folder}", file=sys.stderr)
         raise
+    parallel.leave()
     return 0
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import at_least_float32
+from .layers import at_least_float32, draw
 from .options import option
 from .schedule import SCHEDULES, expand
 
@@ -52,6 +52,11 @@ def to_z0(out: Tensor, zt: Tensor, alpha: Tensor, sigma: Tensor, target: str) ->
     return (b * zt - sigma * out) / determinant
 
 
+def stratified(shape: tuple[int], **where) -> Tensor:
+    """(n,) numbers in (0, 1): one in each of n equal slices, in random order."""
+    return (torch.randperm(shape[0], **where) + torch.rand(shape, **where)) / shape[0]
+
+
 def draw_times(batch: int, generator: torch.Generator | None = None, times: str = "uniform", device="cpu") -> Tensor:
     """(B,) times in (0, 1), stratified: one in each of `batch` equal slices of probability, in random order.
 
@@ -59,16 +64,13 @@ def draw_times(batch: int, generator: torch.Generator | None = None, times: str 
     a sample's time independent of its place in the batch. "logit_normal": sigmoid of a standard normal, which
     puts more weight on the middle (2403.03206, section 3.1).
     """
-    where = {"generator": generator, "device": generator.device if generator is not None else device}
-    t = (torch.randperm(batch, **where) + torch.rand(batch, **where)) / batch
-    t = t.clamp(1e-5, 1 - 1e-5).to(device)
+    t = draw(stratified, (batch,), generator, device).clamp(1e-5, 1 - 1e-5)
     return torch.sigmoid(torch.special.ndtri(t)) if times == "logit_normal" else t
 
 
 def drop_labels(y: Tensor, null: int, share: float, generator: torch.Generator | None = None) -> Tensor:
     """Replace each label by `null` with probability `share`, independently (2207.12598, algorithm 1)."""
-    where = generator.device if generator is not None else y.device
-    return torch.where(torch.rand(y.shape, generator=generator, device=where).to(y.device) < share, null, y)
+    return torch.where(draw(torch.rand, y.shape, generator, y.device) < share, null, y)
 
 
 class Denoiser(nn.Module):
@@ -110,8 +112,7 @@ class Denoiser(nn.Module):
         if t is None:
             t = draw_times(len(z0), generator, self.times, z0.device)
         if eps is None:
-            where = generator.device if generator is not None else z0.device
-            eps = torch.randn(z0.shape, generator=generator, device=where).to(z0)
+            eps = draw(torch.randn, z0.shape, generator, z0.device).to(z0)
         y = drop_labels(y, self.null, self.drop, generator)
         alpha, sigma = self.rates(t, z0)
         a, b = TARGETS[self.target](alpha, sigma)

@@ -37,6 +37,18 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def draw(make, shape, generator: torch.Generator | None, device) -> Tensor:
+    """make(shape), e.g. torch.randn, on `device`; the generator's own device decides where it is drawn.
+
+    With a parallel.Noise, (b, ...) is one share of a batch: the numbers of the whole batch are drawn, and the rows
+    of this share kept, so that a sample's noise does not depend on how many processes there are.
+    """
+    part, parts = getattr(generator, "part", 0), getattr(generator, "parts", 1)
+    where = generator.device if generator is not None else device
+    whole = make((parts * shape[0], *shape[1:]), generator=generator, device=where)
+    return whole[part * shape[0] : (part + 1) * shape[0]].to(device)
+
+
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) times in [0, 1] -> (B, dim) sines and cosines in float32  (1706.03762, section 3.5).
 

@@ -6,7 +6,8 @@ r"""The main job: data -> VAE -> latents and their scale -> denoiser -> pictures
     vae.safetensors, denoiser.safetensors, model.json      the trained model, as LatentDiffusion.load reads it
     samples.png, reconstructions.png, curves.png, filmstrip.png, metrics.json
 
-A run killed at any moment goes on with --resume exactly where its last state was written.
+A run killed at any moment goes on with --resume exactly where its last state was written. Of several processes
+(parallel.py) all train, and the first alone writes.
 """
 
 import copy
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import __version__, data, report
+from . import __version__, data, parallel, report
 from .checkpoint import CheckpointError, atomic, load_json, save_json, save_tensors
 from .classifier import Classifier, classifier_loss
 from .denoiser import draw_times
@@ -80,7 +81,7 @@ def bar(total: int, what: str, unit: str, initial: int = 0) -> tqdm:
     """Rate, time left and a postfix for every long step; a line now and then where the output is no terminal."""
     seconds = 0.5 if sys.stderr.isatty() else 20
     return tqdm(total=total, desc=f"{what:10}", unit=unit, initial=initial, mininterval=seconds, dynamic_ncols=True,
-                smoothing=0.05)
+                smoothing=0.05, disable=not parallel.is_main())
 
 
 class Run:
@@ -89,11 +90,15 @@ class Run:
     def __init__(self, folder: Path, config: RunConfig, device: torch.device, precision: str, compile: bool = False):
         self.folder, self.config, self.device, self.precision, self.compile = folder, config, device, precision, compile
         self.progress = 0.0  # share of the present stage's steps that were taken
-        self.images: data.Dataset = data.load(config.dataset, "train")
-        self.test: data.Dataset = data.load(config.dataset, "test")
+        for first in (True, False):  # the first process may have to fetch the files
+            if parallel.is_main() == first:
+                self.images: data.Dataset = data.load(config.dataset, "train")
+                self.test: data.Dataset = data.load(config.dataset, "test")
+            parallel.each(None)
         print(f"data       {len(self.images)} + {len(self.test)} images, {self.images.source}", flush=True)
-        for leftover in folder.glob(".*.part*"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        if parallel.is_main():
+            for leftover in folder.glob(".*.part*"):  # of a process that was killed while it wrote
+                leftover.unlink()
 
     # -- the folder ---------------------------------------------------------------------------------------------
 
@@ -102,10 +107,13 @@ class Run:
         if self.folder.exists() and any(self.folder.iterdir()):
             raise FileExistsError(f"{self.folder} exists and is not empty: choose another --out, or go on with it: "
                                   f"--resume --out {self.folder}")
-        save_json(self.folder / "config.json", more | {
-            "precision": self.precision, "device": device_name(self.device), "versions": versions(),
-            "data": {"source": self.images.source, "sha256": self.images.sha256}, "config": asdict(self.config),
-        })
+        parallel.each(None)  # all have looked before one writes
+        if parallel.is_main():
+            save_json(self.folder / "config.json", more | {
+                "precision": self.precision, "device": device_name(self.device), "processes": parallel.place()[1],
+                "versions": versions(), "data": {"source": self.images.source, "sha256": self.images.sha256},
+                "config": asdict(self.config),
+            })
 
     def check_data(self) -> None:
         """Before going on: the data must be what the run began with."""
@@ -115,8 +123,9 @@ class Run:
                                   f"({self.images.source}); set LDM_DATA to the former to go on")
 
     def log(self, entry: dict) -> None:
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        if parallel.is_main():
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
 
     def entries(self, stage: str) -> list[dict]:
         """The log of one stage; a last line cut off by a kill is not an entry."""
@@ -148,31 +157,36 @@ class Run:
         if path.is_file():
             more = state.load(path)
             spent, config = more["seconds"], replace(config, steps=more["steps"], warmup=more["warmup"])
-        self.forget_after(name, state.step)
+        if parallel.is_main():
+            self.forget_after(name, state.step)
         started = saved = time.perf_counter()
         meter, self.progress = Meter(), state.step / config.steps
 
         def save() -> None:
-            seconds = spent + time.perf_counter() - started
-            state.save(path, {"seconds": seconds, "steps": config.steps, "warmup": config.warmup})
+            if parallel.is_main():
+                seconds = spent + time.perf_counter() - started
+                state.save(path, {"seconds": seconds, "steps": config.steps, "warmup": config.warmup})
 
         with interrupt_between_steps() as interrupted, bar(config.steps, name, "step", state.step) as progress:
             for step in train(state, objective, len(self.images), config, self.config.seed):
                 meter.add(step)
                 progress.update()
                 self.progress = step.step / config.steps
-                if step.step % LOG_EVERY == 0 or step.step == config.steps or interrupted:
+                stop = parallel.mean(torch.tensor(float(len(interrupted)))) > 0  # a signal may reach only one process
+                if step.step % LOG_EVERY == 0 or step.step == config.steps or stop:
                     means = meter.summary()  # raises Diverged; what is saved below is therefore sound
                     seconds = spent + time.perf_counter() - started
                     self.log({"stage": name, "step": step.step, "seconds": round(seconds, 2), **means})
                     shown = {key: f"{means[key]:.4g}" for key in ("loss", "eps_mse") if key in means}
                     progress.set_postfix(shown, refresh=False)
-                    if interrupted:
+                    if stop:
                         save()
+                        parallel.each(None)  # torchrun ends all processes when the first has gone
                         raise Interrupted
                     if time.perf_counter() - saved > SAVE_EVERY or step.step == config.steps:
                         save()
                         saved = time.perf_counter()
+        parallel.each(None)  # from here on all find what the first has written
         return state.ema
 
     def fit(self, name: str, model, objective, config: TrainConfig) -> TrainConfig:
@@ -184,7 +198,7 @@ class Run:
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
         per_step = sorted(b - a for a, b in pairwise(times[3:]))[4]  # the median, after three steps to warm up
-        steps = min(config.steps, max(1, int(60 * config.minutes / per_step)))
+        steps = parallel.each(min(config.steps, max(1, int(60 * config.minutes / per_step))))[0]
         if steps < config.steps:
             print(f"{name:10} {steps} steps instead of {config.steps}: at {1000 * per_step:.0f} ms a step, that is "
                   f"what {config.minutes:g} minutes allow", flush=True)
@@ -208,8 +222,9 @@ class Run:
         vae = load_vae(start_from).requires_grad_(True) if start_from else build_vae(self.config.vae)
         model = PerceptualVAE(vae, self.config.vae_loss)
         vae = self.stage("vae", model, objective, self.config.vae_train).model.vae
-        save_tensors(self.folder / "vae.safetensors", vae.state_dict())
-        save_json(self.folder / "vae.json", {"vae": asdict(vae.config)})
+        if parallel.is_main():
+            save_tensors(self.folder / "vae.safetensors", vae.state_dict())
+            save_json(self.folder / "vae.json", {"vae": asdict(vae.config)})
         return vae.requires_grad_(False)
 
     def features(self) -> FeatureNet:
@@ -257,7 +272,7 @@ class Run:
             net = kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
         denoiser = build_denoiser(net, config.denoiser)
         if self.compile:
-            shape = (config.denoiser_train.batch, *moments.shape[2:])
+            shape = (config.denoiser_train.batch // parallel.place()[1], *moments.shape[2:])
             zt, y = torch.zeros(shape, device=self.device), labels.new_zeros(shape[0])
             print(f"denoiser   {compile_or_not(denoiser.to(self.device).net, zt, zt[:, 0, 0, 0], y)}", flush=True)
         trained = self.stage("denoiser", denoiser, objective, config.denoiser_train).model
@@ -267,7 +282,8 @@ class Run:
                 "precision": self.precision, "versions": versions(),
                 "data": {"source": self.images.source, "sha256": self.images.sha256}}
         model = LatentDiffusion(vae, trained, scale, tuple(moments.shape[2:]), config.dataset, config.denoiser, meta)
-        model.save(self.folder)
+        if parallel.is_main():
+            model.save(self.folder)
         return model
 
     def train_classifier(self) -> Classifier:
@@ -277,10 +293,11 @@ class Run:
             return load_classifier(path).to(self.device)
         build = partial(Classifier, self.config.classifier)
         classifier = self.train_on_labels("classifier", build, self.config.classifier_train, self.config.seed + 1)
-        _, found = classify(classifier, self.test.images)
-        accuracy = float((found == self.test.labels).double().mean())
-        print(f"classifier accuracy on the test set {100 * accuracy:.1f} %", flush=True)
-        save_json(path, {"classifier": asdict(self.config.classifier), "test_accuracy": accuracy})
+        if parallel.is_main():
+            _, found = classify(classifier, self.test.images)
+            accuracy = float((found == self.test.labels).double().mean())
+            print(f"classifier accuracy on the test set {100 * accuracy:.1f} %", flush=True)
+            save_json(path, {"classifier": asdict(self.config.classifier), "test_accuracy": accuracy})
         return classifier
 
     def train_on_labels(self, stage: str, build, config: TrainConfig, seed: int):
@@ -292,13 +309,20 @@ class Run:
 
         torch.manual_seed(seed)
         net = self.stage(stage, build(), objective, config).model
-        save_tensors(self.folder / f"{stage}-{self.config.dataset}.safetensors", net.state_dict())
+        if parallel.is_main():
+            save_tensors(self.folder / f"{stage}-{self.config.dataset}.safetensors", net.state_dict())
+        parallel.each(None)
         return net
 
     def measure(self, model: LatentDiffusion) -> dict:
-        """metrics.json: the table of evaluate.py for config.samples images, and the seconds of each stage."""
+        """metrics.json: the table of evaluate.py for config.samples images, and the seconds of each stage.
+
+        Only the first process measures; the others get {}.
+        """
         path = WEIGHTS / f"classifier-{self.config.dataset}.json"
         classifier = load_classifier(path).to(self.device) if path.is_file() else self.train_classifier()
+        if not parallel.is_main():
+            return {}
         n = min(self.config.samples, len(self.test))
         with bar(n, "samples", "image") as progress:
             result = evaluate(model, classifier, self.images, self.test, n, self.config.sample,
@@ -313,9 +337,10 @@ class Run:
         """Every stage that is not done yet; returns the metrics."""
         vae = load_vae(vae_from).to(self.device) if vae_from else self.train_vae()
         model = self.train_denoiser(vae, denoiser_from).to(self.device, self.precision)
-        report.pictures(model, self.test, self.config.sample, self.folder)
-        curves = report.training_curves({stage: self.entries(stage) for stage in STAGES})
-        report.save_figure(curves, self.folder / "curves.png")
+        if parallel.is_main():
+            report.pictures(model, self.test, self.config.sample, self.folder)
+            curves = report.training_curves({stage: self.entries(stage) for stage in STAGES})
+            report.save_figure(curves, self.folder / "curves.png")
         return self.measure(model)
 
 

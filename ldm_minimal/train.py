@@ -2,7 +2,8 @@ r"""One training loop for every network of the package.
 
     for each step:  batch and noise from (seed, step) -> loss (B,) -> backward -> clip -> AdamW -> EMA -> yield
 
-All randomness is a function of (seed, step), and a state file holds everything else, so ten steps equal
+Where there are several processes (parallel.py), each takes its share of the batch. All randomness is a function of
+(seed, step), and a state file holds everything else, so ten steps equal
 five, a restart and five more, bit for bit on one device. The learning rate rises linearly over `warmup` steps and
 falls to zero along a half cosine. With fp16 the loss is scaled (order: scale, backward, unscale, clip, step, update);
 a step that overflowed is repeated at a smaller scale and not counted.
@@ -17,6 +18,7 @@ from math import cos, inf, pi
 import torch
 from torch import Tensor, nn
 
+from . import parallel
 from .checkpoint import CheckpointError, load_into, load_tensors, save_tensors
 from .data import batch_index
 from .ema import EMA
@@ -27,7 +29,7 @@ from .precision import autocast
 @dataclass(frozen=True)
 class TrainConfig:
     steps: int = option(2000, "optimizer steps")
-    batch: int = option(128, "images per step")
+    batch: int = option(128, "images per step, of all processes together")
     lr: float = option(1e-3, "peak learning rate")
     warmup: int = option(100, "steps of linear warm-up")
     weight_decay: float = option(0.01, "AdamW's decoupled weight decay")
@@ -56,7 +58,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 def step_generator(seed: int, step: int, device) -> torch.Generator:
     """The noise of one step: a fresh generator from (seed, step), on the device that uses it."""
-    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+    return parallel.Noise(device).manual_seed(seed * 1_000_003 + step)
 
 
 class TrainState:
@@ -106,7 +108,10 @@ class TrainState:
 
 @dataclass
 class Step:
-    """What the loop yields after each step: its number (from 1), per-sample values (B,) and the gradient's norm."""
+    """What the loop yields after each step: its number (from 1), per-sample values (B,) and the gradient's norm.
+
+    Of several processes each has the values of its own share, (b,); the norm is that of the whole batch in all.
+    """
 
     step: int
     values: dict[str, Tensor]  # "loss" and whatever else the objective reported
@@ -117,15 +122,27 @@ class Step:
 Objective = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
 
 
+class Loss(nn.Module):
+    """An objective as a module: DistributedDataParallel wants to see the call of `forward` that uses the weights."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, index: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        return self.objective(self.model, index, noise)
+
+
 def train(state: TrainState, objective: Objective, n: int, config: TrainConfig, seed: int = 0) -> Iterator[Step]:
     """Run from state.step to config.steps over `n` training images; yields after each step and its EMA."""
     model, optimizer, scaler = state.model.train(), state.optimizer, state.scaler
+    mine, loss = parallel.share(config.batch), parallel.wrap(Loss(model, objective))
     while state.step < config.steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state.step, config)
-        index = batch_index(state.step, config.batch, n, seed).to(state.device)
+        index = batch_index(state.step, config.batch, n, seed)[mine].to(state.device)
         with autocast(state.device, state.precision):
-            values = objective(model, index, step_generator(seed, state.step, state.device))
+            values = loss(index, step_generator(seed, state.step, state.device))
         scaler.scale(values["loss"].mean()).backward()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip, foreach=True)
@@ -162,7 +179,8 @@ class Meter:
         """
         norms = torch.stack([s.norm for s in self.steps]).cpu()
         names = self.steps[0].values
-        values = {name: torch.stack([s.values[name] for s in self.steps]).float().cpu() for name in names}  # (n, B)
+        mine = {name: torch.stack([s.values[name] for s in self.steps]).float().cpu() for name in names}  # (n, b)
+        values = {name: torch.cat(parallel.each(mine[name]), dim=1) for name in names}  # (n, B)
         numbers = [s.step for s in self.steps]
         self.steps = []
         finite = torch.isfinite(values["loss"]).all(1) & torch.isfinite(norms)

@@ -17,7 +17,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from .layers import Downsample, ResBlock, Upsample, at_least_float32, group_norm
+from .layers import Downsample, ResBlock, Upsample, at_least_float32, draw, group_norm
 from .options import option
 
 
@@ -32,8 +32,7 @@ class DiagonalGaussian:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """mean + std * eps, differentiable in mean and logvar. The generator's device decides where eps is drawn."""
-        device = generator.device if generator is not None else self.mean.device
-        eps = torch.randn(self.mean.shape, generator=generator, device=device).to(self.mean)
+        eps = draw(torch.randn, self.mean.shape, generator, self.mean.device).to(self.mean)
         return self.mean + torch.exp(self.logvar / 2) * eps
 
     def mode(self) -> Tensor:

@@ -39,9 +39,9 @@ MUTANTS = [
     ("denoiser.py", '"v": lambda alpha, sigma: (-sigma, alpha)', '"v": lambda alpha, sigma: (sigma, alpha)', "test_denoiser.py"),
     ("denoiser.py", '"flow": lambda alpha, sigma: (-torch.ones_like(alpha), torch.ones_like(alpha))',
      '"flow": lambda alpha, sigma: (torch.ones_like(alpha), -torch.ones_like(alpha))', "test_denoiser.py"),
-    ("denoiser.py", ".to(y.device) < share", ".to(y.device) > share", "test_denoiser.py"),  # drops 90 % of the labels
+    ("denoiser.py", "y.device) < share", "y.device) > share", "test_denoiser.py"),  # drops 90 % of the labels
     ("denoiser.py", "y = drop_labels(y, self.null, self.drop, generator)", "y = drop_labels(y, self.null, self.drop * self.training, generator)", "test_denoiser.py"),
-    ("denoiser.py", "torch.randperm(batch, **where)", "torch.arange(batch, device=device)", "test_denoiser.py"),  # t follows the labels' order
+    ("denoiser.py", "torch.randperm(shape[0], **where)", "torch.arange(shape[0])", "test_denoiser.py"),  # t follows the labels' order
     ("denoiser.py", ".square().flatten(1).mean(1)", ".square().flatten(1).sum(1)", "test_denoiser.py"),
     ("denoiser.py", "return self.net.num_classes", "return 0", "test_denoiser.py"),  # "no label" is a T-shirt
     # guidance
@@ -76,6 +76,10 @@ MUTANTS = [
     ("train.py", "self.step, self.ema.updates = own[\"step\"], own[\"ema_updates\"]", "self.step = own[\"step\"]", "test_train.py"),
     ("train.py", 'load_into(self.ema.model, parts["ema"], str(path))', "pass", "test_train.py"),
     ("checkpoint.py", "os.replace(part, path)", "path.write_bytes(part.read_bytes()[:-1])", "test_checkpoint.py"),
+    # several processes
+    ("parallel.py", "module if place()[1] == 1 else", "module if True else", "test_parallel.py"),  # gradients of the own share only
+    ("layers.py", "whole[part * shape[0] : (part + 1) * shape[0]]", "whole[: shape[0]]", "test_parallel.py"),  # the same noise in all
+    ("perceptual.py", "parallel.mean(gradient).norm() for", "parallel.mean(gradient.norm()) for", "test_parallel.py"),
     # evaluation
     ("metrics.py", "kxx.sum() - kxx.trace() + kyy.sum() - kyy.trace()", "kxx.sum() + kyy.sum()", "test_metrics.py"),  # a biased KID
     ("metrics.py", "kthvalue(k + 1, dim=1)", "kthvalue(k, dim=1)", "test_metrics.py"),  # counts a point as its own neighbour

@@ -13,7 +13,7 @@ import pytest
 import ldm_minimal
 
 LAYERS = {
-    "L0": ["options", "precision", "schedule", "layers", "data", "checkpoint", "ema", "plot"],
+    "L0": ["options", "precision", "schedule", "layers", "parallel", "data", "checkpoint", "ema", "plot"],
     "L1": ["vae", "unet", "dit", "classifier", "denoiser", "guidance", "sampler", "train", "metrics"],
     "L2": ["vq", "perceptual", "latents"],
     "L3": ["pipeline"],
