@@ -61,6 +61,17 @@ def origins(run: Path, stage: str, shipped: dict) -> list[dict]:
     return [*(shipped[stage] if config.get(f"{stage}_from") else []), own]
 
 
+def kept_features(images: torch.Tensor) -> torch.Tensor:
+    """Inception features, kept in runs/inception: most sets are compared more than once, and each takes minutes."""
+    device = pick_device()
+    precision = "bf16" if pick_precision(device)[0] == "bf16" else "fp32"
+    name = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]
+    path = ROOT / "runs" / "inception" / f"{name}-{precision}.safetensors"
+    if not path.is_file():
+        checkpoint.save_tensors(path, {"features": inception_features(images, device, precision)})
+    return checkpoint.load_tensors(path)[0]["features"]
+
+
 def measure(n: int, sample: SampleConfig, inception: bool) -> dict:
     """Both models against the real test set: name -> result of evaluate()."""
     train, test = (data.load("fashion-mnist", split) for split in ("train", "test"))
@@ -69,19 +80,11 @@ def measure(n: int, sample: SampleConfig, inception: bool) -> dict:
     device = pick_device()
     precision, _ = pick_precision(device)
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json").to(device)
-    known: dict = {}  # sets of images that both models are compared with: their features are found once
-
-    def extra(images: torch.Tensor) -> torch.Tensor:
-        key = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-        if key not in known:
-            known[key] = inception_features(images, device=device)
-        return known[key]
-
     results = {}
     for net, seeds in (("unet", 3), ("dit", 1)):
         model = LatentDiffusion.pretrained(net).to(device, precision)
         with bar(n * seeds, net, "image") as progress:
-            results[net] = evaluate(model, classifier, train, test, n, sample, extra if inception else None,
+            results[net] = evaluate(model, classifier, train, test, n, sample, kept_features if inception else None,
                                     progress.update, seeds)
         results[net]["device"], results[net]["precision"] = device_name(device), precision
         print(as_table(results[net]), flush=True)

@@ -20,16 +20,15 @@ from pathlib import Path
 import torch
 
 from ldm_minimal import LatentDiffusion, data
-from ldm_minimal.checkpoint import load_json, load_tensors, save_json, save_tensors
+from ldm_minimal.checkpoint import load_json, save_json
 from ldm_minimal.data import to_float, to_uint8
 from ldm_minimal.evaluate import balanced, classify, compare, draw
-from ldm_minimal.inception import inception_features
 from ldm_minimal.metrics import frechet_distance, kid, psnr, ssim
 from ldm_minimal.pipeline import WEIGHTS, SampleConfig, load_classifier
 from ldm_minimal.precision import pick_precision
 from ldm_minimal.run import load_vae
 
-from ship import replace_between
+from ship import kept_features, replace_between
 
 ROOT = Path(__file__).parent.parent
 RUNS, ROWS = ROOT / "runs" / "trials", ROOT / "book" / "trials.json"
@@ -37,7 +36,7 @@ RUNS, ROWS = ROOT / "runs" / "trials", ROOT / "book" / "trials.json"
 PLAIN = "runs/vae"  # by the first command of ship.py: squared and absolute error and a KL, nothing else
 GROUPS = {  # name: (what all its trials share, {trial: its own flags})
     "autoencoder": (
-        f"vae --vae-from {PLAIN} --vae-train-batch 32 --vae-train-lr 0.0005 --vae-train-steps 1000 "
+        f"vae --vae-from {PLAIN} --vae-train-batch 32 --vae-train-lr 0.0005 --vae-train-steps 800 "
         "--vae-train-minutes 0 --vae-loss-start 0.1", {
             "squared and absolute error, KL": "",
             "+ perceptual": "--vae-loss-perceptual 1",
@@ -46,7 +45,7 @@ GROUPS = {  # name: (what all its trials share, {trial: its own flags})
             "+ both, decoder alone": "--vae-loss-perceptual 1 --vae-loss-adversarial 20 --vae-loss-decoder-only",
         }),
     "factor": (
-        "all --vae-train-steps 100000 --vae-train-minutes 1.2 --denoiser-train-steps 100000 --denoiser-train-minutes 2 "
+        "all --vae-train-steps 100000 --vae-train-minutes 1 --denoiser-train-steps 100000 --denoiser-train-minutes 1.5 "
         "--samples 20 --sample-steps 2", {
             "f = 1 (1 channel)": "--vae-channels 32 --vae-latent-channels 1",
             "f = 2": "--vae-channels 32 64",
@@ -56,7 +55,7 @@ GROUPS = {  # name: (what all its trials share, {trial: its own flags})
             "f = 4, VQ with 512 codes": "--vae-codes 512 --vae-beta 1",
         }),
     "denoiser": (
-        "denoiser --denoiser-train-steps 100000 --denoiser-train-minutes 3", {
+        "denoiser --denoiser-train-steps 100000 --denoiser-train-minutes 2", {
             "U-Net 64-128, cosine, v, uniform t": "",
             "seed 1": "--seed 1",
             "linear path, flow, uniform t": "--denoiser-schedule linear --denoiser-target flow",
@@ -93,14 +92,6 @@ def run(group: str, name: str, threads: int) -> None:
     save_json(ROWS, rows)
 
 
-def inception_test(images: torch.Tensor) -> torch.Tensor:
-    """The features of real images, computed once for all trials."""
-    path = RUNS / "inception-test.safetensors"
-    if not path.is_file():
-        save_tensors(path, {"features": inception_features(images)})
-    return load_tensors(path)[0]["features"]
-
-
 def measure(folder: Path, group: str, n: int = 1000) -> None:
     """folder/row.json: what the autoencoder rebuilds and, where there is a denoiser, what it draws."""
     test = data.load("fashion-mnist", "test")
@@ -118,7 +109,7 @@ def measure(folder: Path, group: str, n: int = 1000) -> None:
             latents = torch.cat([vae.encode(to_float(x)).mode() for x in test.images.split(500)])
             row["codes_used"] = len(vae.quantizer(latents)[1].unique())
     if group == "autoencoder":
-        real, fake = inception_test(test.images[: 3 * n]), inception_features(rebuilt[:n])
+        real, fake = kept_features(test.images[: 3 * n]), kept_features(rebuilt[:n])
         row |= {"rfid": frechet_distance(real[:n], fake), "inception_kid_x1000": 1000 * kid(real[n:], fake)[0]}
     else:
         samples, config = DRAWN[group]

@@ -9,7 +9,7 @@ import torch
 
 from helpers_theory import normal
 from ldm_minimal.schedule import (
-    SCHEDULES, add_noise, cosine, ddpm, from_betas, linear, log_snr, sigmoid, time_grid, time_of_log_snr, vp
+    MIDDLE, SCHEDULES, add_noise, cosine, ddpm, from_betas, linear, log_snr, sigmoid, time_grid, time_of_log_snr, vp,
 )
 
 ALL = pytest.mark.parametrize("name", list(SCHEDULES))
@@ -313,3 +313,24 @@ def test_the_mean_of_alpha_bar_over_the_thousand_steps(schedule, expected):
     """The least noise-prediction error that is possible on N(0, I) latents; cosine without offset has 1/2 - 1/2000."""
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     assert (schedule(t)[0] ** 2).mean().item() == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [2, 5, 10, 50])
+def test_the_middle_grid_is_even_in_log_snr_inside_and_reaches_both_ends(name, steps):
+    schedule = SCHEDULES[name]
+    times = time_grid(steps, schedule, "middle")
+    assert len(times) == steps + 1 and times[0] == 1 and times[-1] == 0
+    middle = log_snr(*schedule(times[1:-1]))
+    assert torch.all(middle > MIDDLE[0]) and abs(middle[-1].item() - MIDDLE[1]) < 1e-3
+    if steps > 2:
+        assert torch.allclose(middle.diff(), torch.tensor((MIDDLE[1] - MIDDLE[0]) / (steps - 1)).double(), atol=1e-3)
+
+
+def test_the_middle_grid_between_other_ends():
+    assert time_grid(1, cosine, "middle").tolist() == [1, 0]
+    part = time_grid(4, cosine, "middle", 0.6, 0.3)  # all of it within the middle: no landing
+    assert part[0] == 0.6 and abs(part[-1].item() - 0.3) < 1e-9
+    assert log_snr(*cosine(part)).diff().std() < 1e-6
+    beyond = time_grid(4, cosine, "middle", 0.04, 0.0)  # all of it nearer to the data than the middle: uniform in t
+    assert torch.allclose(beyond, torch.linspace(0.04, 0, 5, dtype=torch.float64))
