@@ -62,6 +62,16 @@ MUTANTS = [
     ("vae.py", "torch.exp(self.logvar / 2) * eps", "torch.exp(self.logvar) * eps", "test_vae.py"),
     ("vae.py", "(self.mean**2 + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)", "(self.mean**2 + self.logvar.exp() - 1 - self.logvar).flatten(1).mean(1)", "test_vae.py"),
     ("vae.py", ".clamp(-30.0, 20.0)", "", "test_vae.py"),
+    ("vae.py", "config.channels[::-1], config.steps[::-1]", "config.channels[::-1], config.steps", "test_vae.py"),
+    ("layers.py", "max(3, factor + 1 - factor % 2)", "3", "test_layers.py"),  # a factor of 7 sees 9 pixels of 49
+    ("vq.py", "self.codes(index).detach() + (z - z.detach()), index", "self.codes(index), index", "test_vq.py"),  # the encoder learns nothing
+    ("vq.py", "(z.detach() - q).square() + 0.25 * (z - q.detach()).square()",
+     "(z - q.detach()).square() + 0.25 * (z.detach() - q).square()", "test_vq.py"),  # beta on the other term, as in public code
+    ("vq.py", "enabled=False", "dtype=torch.bfloat16", "test_vq.py"),
+    ("perceptual.py", "self.discriminator(x_hat.detach())", "self.discriminator(x_hat)", "test_perceptual.py"),  # the VAE helps D
+    ("perceptual.py", "self.discriminator.requires_grad_(False)  #", "pass  #", "test_perceptual.py"),  # D learns to be deceived
+    ("perceptual.py", "F.normalize(v.float(), dim=1, eps=1e-3)", "v.float()", "test_perceptual.py"),
+    ("perceptual.py", "vae.encoder.requires_grad_(not config.decoder_only)", "vae.requires_grad_(not config.decoder_only)", "test_perceptual.py"),
     ("latents.py", "mean.var(correction=0) + logvar.exp().mean()", "mean.var(correction=0)", "test_latents.py"),
     ("latents.py", "float(variance.rsqrt())", "float(1 / variance)", "test_latents.py"),
     ("pipeline.py", "self.vae.decode(chunk.to(self.device) / self.scale)", "self.vae.decode(chunk.to(self.device))", "test_pipeline.py"),

@@ -15,7 +15,8 @@ import torch
 from ldm_minimal import bench
 from ldm_minimal import run as run_module
 from ldm_minimal.__main__ import main
-from ldm_minimal.checkpoint import load_json, load_tensors, save_json
+from ldm_minimal.checkpoint import load_into, load_json, load_tensors, save_json
+from ldm_minimal.perceptual import FeatureNet
 from ldm_minimal.plot import as_gray, image_grid
 
 from conftest import SUBSET
@@ -158,6 +159,103 @@ def test_the_other_network_schedule_and_target_are_flags_too(tmp_path):
     assert model["net"] == "dit" and model["denoiser"] == {"schedule": "linear", "target": "flow", "times": "logit_normal", "drop": 0.1}
 
 
+# -- the autoencoder's other losses ------------------------------------------------------------------------------
+
+
+STEPS = ["--vae-train-steps", "6", "--vae-train-batch", "16", "--vae-train-warmup", "1"]
+FEATURES = ["--perceptual-train-steps", "3", "--perceptual-train-batch", "16"]
+
+
+def weights(folder):
+    return load_tensors(folder / "vae.safetensors")[0]
+
+
+def test_an_autoencoder_is_trained_on_from_the_given_one(tiny_run, tmp_path):
+    vae = [*TINY, "vae", *STEPS, "--vae-from", str(tiny_run)]
+    assert main([*vae, "--vae-train-lr", "1e-12", "--seed", "5", "--out", str(tmp_path / "still")]) == 0
+    given, still = weights(tiny_run), weights(tmp_path / "still")
+    for name in given:
+        torch.testing.assert_close(still[name], given[name], atol=1e-8, rtol=0)
+    assert main([*vae, "--vae-loss-decoder-only", "--out", str(tmp_path / "decoder")]) == 0
+    decoder = weights(tmp_path / "decoder")
+    assert all(torch.equal(decoder[name], given[name]) == name.startswith("encoder.") for name in given)
+    assert load_json(tmp_path / "decoder" / "vae.json")["vae"] == load_json(tiny_run / "vae.json")["vae"]
+
+
+def test_a_decoder_alone_without_a_trained_encoder_is_refused(tmp_path, capsys):
+    fails(capsys, [*TINY, "vae", "--vae-loss-decoder-only", "--out", tmp_path / "run"], 2, "decoder_only", "--vae-from")
+
+
+def test_a_denoiser_is_trained_on_from_the_given_one(tiny_run, tmp_path):
+    folder = tmp_path / "on"
+    flags = ["--denoiser-train-steps", "3", "--denoiser-train-lr", "1e-12", "--seed", "5"]
+    assert main([*TINY, "denoiser", "--vae-from", str(tiny_run), "--denoiser-from", str(tiny_run), *flags,
+                 "--out", str(folder)]) == 0
+    a, b = (load_tensors(f / "denoiser.safetensors")[0] for f in (tiny_run, folder))
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], atol=1e-8, rtol=0)
+    assert load_json(folder / "model.json")["latent_scale"] == pytest.approx(load_json(tiny_run / "model.json")["latent_scale"])
+
+
+def test_an_autoencoder_with_all_terms_stopped_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "WEIGHTS", tmp_path)  # no network of the perceptual loss is there yet
+    monkeypatch.setattr(run_module, "LOG_EVERY", 2)
+    monkeypatch.setattr(run_module, "SAVE_EVERY", 0)
+    argv = [*TINY, "vae", *STEPS, *FEATURES, "--vae-loss-perceptual", "0.1", "--vae-loss-adversarial", "20",
+            "--vae-loss-start", "0.5"]
+    seen, loss, threads = [], run_module.PerceptualVAE.loss, torch.get_num_threads()
+
+    def stops_in_the_sixth_step(model, x, features, progress, noise):
+        seen.append(progress)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return loss(model, x, features, progress, noise)
+
+    torch.set_num_threads(1)
+    try:
+        assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
+        monkeypatch.setattr(run_module.PerceptualVAE, "loss", stops_in_the_sixth_step)
+        assert main([*argv, "--out", str(tmp_path / "broken")]) == 130
+        assert load_tensors(tmp_path / "broken" / "vae.state.safetensors")[1]["step"] == 4
+        assert main(["train", "--resume", "--out", str(tmp_path / "broken")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 4 / 6, 5 / 6]
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert {"reconstruction", "kl", "perceptual", "discriminator"} <= log[-1].keys()
+
+
+def test_the_network_of_the_perceptual_loss_is_a_stage_of_its_own_and_each_data_set_has_one(tmp_path, monkeypatch):
+    folder = tmp_path / "p"
+    assert main([*TINY, "perceptual", *FEATURES, "--out", str(folder)]) == 0
+    net = FeatureNet()
+    load_into(net, load_tensors(folder / "perceptual-fashion-mnist.safetensors")[0], "it")
+    monkeypatch.setenv("LDM_DATA", str(run_module.data.ASSETS / "mnist-subset"))
+    monkeypatch.setattr(run_module, "WEIGHTS", folder)  # where there is one for the other data set only
+    mnist = tmp_path / "mnist"
+    assert main([*TINY, "vae", "--dataset", "mnist", *STEPS, *FEATURES, "--vae-loss-perceptual", "0.1", "--out", str(mnist)]) == 0
+    own = load_tensors(mnist / "perceptual-mnist.safetensors")[0]
+    assert not torch.equal(own["head.weight"], net.head.weight) and (mnist / "vae.json").is_file()
+    log = [json.loads(line) for line in (mnist / "log.jsonl").read_text().splitlines()]
+    assert [entry["stage"] for entry in log] == ["perceptual", "vae"] and 0 < log[-1]["perceptual"] < 6
+
+
+def test_a_codebook_and_any_factor_are_flags_and_the_denoiser_follows(tmp_path, capsys):
+    vae, folder = tmp_path / "vae", tmp_path / "vq"
+    flags = ["--vae-codes", "32", "--vae-channels", "8", "16", "--vae-factors", "7"]
+    assert main([*TINY, "vae", *flags, *STEPS, "--out", str(vae)]) == 0
+    assert main([*TINY, "denoiser", "--denoiser-train-steps", "2", "--vae-from", str(vae), "--out", str(folder)]) == 0
+    model = load_json(folder / "model.json")
+    assert model["latent_shape"] == [4, 4, 4] and model["vae"]["codes"] == 32 and model["vae"]["factors"] == [7]
+    assert weights(folder)["quantizer.codebook.weight"].shape == (32, 4)
+    assert main(["sample", "Bag", "--model", str(folder), "--n", "2", "--steps", "2", "--out", str(folder / "s.png")]) == 0
+    model["vae"]["factors"] = [7, 2]
+    (folder / "model.json").write_text(json.dumps(model))
+    fails(capsys, ["sample", "--model", folder, "--out", tmp_path / "x.png"], 1, "model.json", "factors (7, 2)")
+
+
 # -- the other commands -----------------------------------------------------------------------------------------
 
 
@@ -224,7 +322,8 @@ def test_unknown_names_are_refused_with_the_valid_ones(capsys, argv, words):
 
 
 @pytest.mark.parametrize("flags", [["--vae-train-steps", "0"], ["--denoiser-train-batch", "-4"], ["--denoiser-train-lr", "nan"], ["--samples", "3"],
-                                   ["--denoiser-drop", "1.5"], ["--denoiser-train-batch", "99999"]])
+                                   ["--denoiser-drop", "1.5"], ["--denoiser-train-batch", "99999"], ["--vae-codes", "-3"],
+                                   ["--vae-factors", "7"], ["--vae-loss-start", "2"], ["--vae-loss-adversarial", "-1"]])
 def test_impossible_training_options_end_with_a_sentence(tmp_path, capsys, flags):
     fails(capsys, [*TINY, *SMALLER, *flags, "--out", tmp_path / "run"], 2, "error:")
 

@@ -258,6 +258,29 @@ def test_downsample_looks_at_every_pixel():
     assert (grad != 0).all()
 
 
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 7, 14])
+def test_any_factor_makes_it_that_much_smaller_looks_at_every_pixel_and_leaves_none_of_them_far_away(factor):
+    x = normal(1, 1, 2 * factor, 3 * factor).requires_grad_()
+    down = shake(Downsample(1, 1, factor))
+    out = down(x)
+    assert out.shape == (1, 1, 2, 3)
+    (grad,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+    assert (grad != 0).all()
+    (grad,) = torch.autograd.grad(out[0, 0, 1, 2], x)
+    seen = (grad[0, 0] != 0).nonzero()
+    assert seen.max(0).values.tolist() == [2 * factor - 1, 3 * factor - 1], "its own pixels, up to the last"
+    assert (seen.min(0).values >= torch.tensor([factor, 2 * factor]) - 1).all(), "and one row of its neighbours at most"
+    assert down.conv.kernel_size[0] % 2 == 1
+
+
+@pytest.mark.parametrize("factor", [1, 3, 7])
+def test_any_factor_makes_it_that_much_larger(factor):
+    up, x = Upsample(1, 1, factor), torch.arange(6.0).reshape(1, 1, 2, 3)
+    with torch.no_grad():
+        zero_init(up.conv).weight[0, 0, 1, 1] = 1.0  # the convolution does nothing
+    assert torch.equal(up(x)[0, 0], x[0, 0].repeat_interleave(factor, 0).repeat_interleave(factor, 1))
+
+
 # --- labels and arguments --------------------------------------------------------------------------------------------
 
 

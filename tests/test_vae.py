@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ldm_minimal.layers import ResBlock
-from ldm_minimal.vae import VAE, DiagonalGaussian, VAEConfig, vae_loss
+from ldm_minimal.layers import ResBlock, Upsample
+from ldm_minimal.vae import VAE, DiagonalGaussian, VAEConfig, vae_loss, vae_terms
 
 
 def normal(*shape, seed=0):
@@ -166,11 +166,39 @@ def test_other_factors_work_and_images_need_not_be_square(channels, factor, bloc
     assert q.mean.shape == (2, 3, 16 // factor, 24 // factor) and vae.decode(q.sample(seeded())).shape == x.shape
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("channels, factors, factor", [((8, 12), (7,), 7), ((4, 8, 12), (2, 7), 14), ((4, 8, 8), (7, 2), 14),
+                                                       ((8, 8), (1,), 1), ((8, 8), (4,), 4)], ids=str)
+def test_factors_say_how_many_times_smaller_each_further_resolution_is(channels, factors, factor):
+    vae, x = small(channels, factors=factors), normal(2, 1, 28, 56)
+    q = vae.encode(x)
+    assert vae.config.factor == factor and vae.config.steps == factors
+    assert q.mean.shape == (2, 4, 28 // factor, 56 // factor) and vae.decode(q.mode()).shape == x.shape
+    with pytest.raises(ValueError, match=f"multiples of {factor + 1}"):
+        small((8, 8), factors=(factor + 1,)).encode(torch.zeros(1, 1, 28, factor + 2))
+
+
+@torch.no_grad()
+def test_without_factors_each_resolution_is_half_of_the_one_before():
+    a, b, x = small((4, 8, 12)), small((4, 8, 12), factors=(2, 2)), normal(2, 1, 8, 12)
+    assert torch.equal(a.encode(x).mean, b.encode(x).mean)
+    assert torch.equal(a.decode(a.encode(x).mean), b.decode(b.encode(x).mean))
+
+
+@pytest.mark.parametrize("channels, factors", [((8, 8, 8), (7,)), ((8,), (2,)), ((8, 8), (0,)), ((8, 8), (-2,)), ((), ())], ids=str)
+def test_factors_that_do_not_fit_the_channels_are_refused_with_both(channels, factors):
+    with pytest.raises(ValueError) as error:
+        VAEConfig(channels=channels, factors=factors)
+    assert f"channels {channels}" in str(error.value) and f"factors {factors}" in str(error.value)
+
+
 def test_the_decoder_is_the_mirror_image_of_the_encoder():
     vae = small((4, 8, 12), blocks=2)
     down, up = ([m.conv1.in_channels for m in part.modules() if isinstance(m, ResBlock)]
                 for part in (vae.encoder, vae.decoder))
     assert (down, up) == ([4, 4, 8, 8, 12, 12], [12, 12, 8, 8, 4, 4])
+    factors = [m.factor for m in small((4, 8, 12), factors=(2, 7)).decoder.modules() if isinstance(m, Upsample)]
+    assert factors == [7, 2]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 30, 28), (1, 1, 28, 26), (1, 1, 27, 27)], ids=str)
@@ -252,6 +280,7 @@ def test_the_reconstruction_term_is_half_the_square_plus_the_absolute_error_summ
     assert reconstruction.shape == kl.shape == (3,)
     torch.testing.assert_close(reconstruction.double(), expected, atol=1e-3, rtol=1e-5)
     torch.testing.assert_close(kl, q.kl())
+    assert torch.equal(vae_terms(vae, x, seeded(4))[0], vae.decode(q.sample(seeded(4))))
 
 
 def test_the_loss_reaches_every_parameter():
