@@ -220,6 +220,7 @@ class Run:
 
         torch.manual_seed(self.config.seed)
         vae = load_vae(start_from).requires_grad_(True) if start_from else build_vae(self.config.vae)
+        vae.config = replace(vae.config, beta=self.config.vae.beta)  # of all options of the VAE only this is no shape
         model = PerceptualVAE(vae, self.config.vae_loss)
         vae = self.stage("vae", model, objective, self.config.vae_train).model.vae
         if parallel.is_main():
