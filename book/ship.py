@@ -29,9 +29,9 @@ TITLES = {"unet": "U-Net", "dit": "DiT"}
 
 def copy_weights(runs: dict[str, Path]) -> None:
     vae = load_vae(runs["vae"]) if "vae" in runs else None
-    for net in NETS:
+    models = {net: LatentDiffusion.load(runs[net]) if net in runs else LatentDiffusion.pretrained(net) for net in NETS}
+    for net, model in models.items():  # all were read before the first is written: they share the VAE's file
         shipped = checkpoint.load_json(WEIGHTS / f"{net}.json")["meta"]["runs"]
-        model = LatentDiffusion.load(runs[net]) if net in runs else LatentDiffusion.pretrained(net)
         model.meta["runs"] = dict(shipped)
         if net in runs:
             model.meta["runs"]["denoiser"] = origins(runs[net], "denoiser", shipped)

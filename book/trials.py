@@ -22,7 +22,7 @@ import torch
 from ldm_minimal import LatentDiffusion, data
 from ldm_minimal.checkpoint import load_json, save_json
 from ldm_minimal.data import to_float, to_uint8
-from ldm_minimal.evaluate import balanced, classify, compare, draw
+from ldm_minimal.evaluate import balanced, classify, compare, draw, reconstruct
 from ldm_minimal.metrics import frechet_distance, kid, psnr, ssim
 from ldm_minimal.pipeline import WEIGHTS, SampleConfig, load_classifier
 from ldm_minimal.precision import pick_precision
@@ -36,7 +36,7 @@ RUNS, ROWS = ROOT / "runs" / "trials", ROOT / "book" / "trials.json"
 PLAIN = "runs/vae"  # by the first command of ship.py: squared and absolute error and a KL, nothing else
 GROUPS = {  # name: (what all its trials share, {trial: its own flags})
     "autoencoder": (
-        f"vae --vae-from {PLAIN} --vae-train-batch 32 --vae-train-lr 0.0005 --vae-train-steps 800 "
+        f"vae --vae-from {PLAIN} --vae-train-batch 32 --vae-train-lr 0.0005 --vae-train-steps 700 "
         "--vae-train-minutes 0 --vae-loss-start 0.1", {
             "squared and absolute error, KL": "",
             "+ perceptual": "--vae-loss-perceptual 1",
@@ -53,6 +53,13 @@ GROUPS = {  # name: (what all its trials share, {trial: its own flags})
             "f = 7": "--vae-channels 32 128 --vae-factors 7",
             "f = 14": "--vae-channels 32 64 128 --vae-factors 2 7",
             "f = 4, VQ with 512 codes": "--vae-codes 512 --vae-beta 1",
+        }),
+    "beta": (  # each on an autoencoder trained on from runs/decoder: see trials.md
+        "denoiser --denoiser-train-steps 100000 --denoiser-train-minutes 6", {
+            "beta 0.02": "--vae-from runs/decoder",
+            "beta 0.1": "--vae-from runs/beta-0.1",
+            "beta 0.3": "--vae-from runs/beta-0.3",
+            "beta 0.1, DiT 192 x 6": "--vae-from runs/beta-0.1 --net dit --dit-width 192 --dit-heads 6",
         }),
     "denoiser": (
         "denoiser --denoiser-train-steps 100000 --denoiser-train-minutes 2", {
@@ -73,7 +80,11 @@ SAMPLING = {f"{solver}, {spacing}, {steps} steps": SampleConfig(steps, solver=so
 GUIDANCE = {f"guidance {scale:g}, for t in {low:g} ... {high:g}": SampleConfig(10, scale, (low, high), spacing="middle")
             for scale, low, high in ((1.0, 0, 1), (1.25, 0, 1), (1.5, 0, 1), (2.0, 0, 1), (3.0, 0, 1), (2.0, 0.0, 0.8),
                                      (2.0, 0.2, 0.8))}
-DRAWN = {"factor": (500, SampleConfig(steps=10)), "denoiser": (2000, SampleConfig(steps=10))}  # samples of each trial
+DRAWN = {  # samples of each trial
+    "factor": (500, SampleConfig(10, spacing="middle")),
+    "beta": (1000, SampleConfig(10, 1.25, spacing="middle")),
+    "denoiser": (1000, SampleConfig(10, 1.25, spacing="middle")),
+}
 
 
 def run(group: str, name: str, threads: int) -> None:
@@ -118,10 +129,15 @@ def measure(folder: Path, group: str, n: int = 1000) -> None:
         features, found = classify(classifier, x)
         row |= compare(features, reference, reference[balanced(test.labels, samples)])
         row |= {"class_accuracy": float((found == labels).double().mean()), "images_per_second": cost["images_per_second"]}
+        if group == "beta":
+            row["inception_kid_x1000"] = 1000 * kid(kept_features(test.images[: 3 * n]), kept_features(x))[0]
+            row["rebuilt_inception_kid_x1000"] = 1000 * kid(kept_features(test.images[: 3 * n])[n:],
+                                                            kept_features(reconstruct(model, test.images[:n])))[0]
+            row["loss"] = entries[-1]["loss"]
     save_json(folder / "row.json", row)
 
 
-def sampling(group: str, trials: dict[str, SampleConfig], n: int = 2000) -> None:
+def sampling(group: str, trials: dict[str, SampleConfig], n: int = 1000) -> None:
     """Rows of the shipped U-Net, sampled in different ways from the same noise."""
     test, rows = data.load("fashion-mnist", "test"), load_json(ROWS) if ROWS.is_file() else {}
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
@@ -152,6 +168,7 @@ COLUMNS = {  # heading: how a row shows it
     "KID x1000": lambda r: f"{r['kid_x1000']:.2f}",
     "precision": lambda r: f"{r['precision']:.3f}",
     "recall": lambda r: f"{r['recall']:.3f}",
+    "Inception KID x1000 of reconstructions": lambda r: f"{r['rebuilt_inception_kid_x1000']:.2f}",
     "class accuracy": lambda r: f"{100 * r['class_accuracy']:.1f} %",
     "samples/s": lambda r: f"{r['images_per_second']:.0f}",
 }

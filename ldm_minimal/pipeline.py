@@ -39,10 +39,10 @@ WEIGHTS = Path(__file__).parent / "assets" / "weights"
 @dataclass(frozen=True)
 class SampleConfig:
     steps: int = option(20, "network evaluations per image, before guidance doubles them")
-    guidance: float = option(2.0, "guidance scale: 0 ignores the label, 1 follows it, above 1 exaggerates it")
+    guidance: float = option(1.25, "guidance scale: 0 ignores the label, 1 follows it, above 1 exaggerates it")
     interval: tuple[float, ...] = option((0.0, 1.0), "guide only for t between these two")
     solver: str = option("dpm++2m", "how to step from noise to data", tuple(SOLVERS))
-    spacing: str = option("time", "where the steps lie", GRIDS)
+    spacing: str = option("middle", "where the steps lie", GRIDS)
     seed: int = option(0, "seed of the noise")
 
 
@@ -72,7 +72,7 @@ class LatentDiffusion:
     """A trained VAE, a trained denoiser, the latent scale between them, and how they came about (`meta`).
 
     >>> model = LatentDiffusion.pretrained()
-    >>> images = model.sample(["Sneaker", "Bag"], steps=20, guidance=2.0)   # (2, 1, 28, 28) in [-1, 1]
+    >>> images = model.sample(["Sneaker", "Bag"], steps=20, guidance=1.25)   # (2, 1, 28, 28) in [-1, 1]
     """
 
     def __init__(self, vae: VAE, denoiser: Denoiser, scale: float, latent_shape: tuple[int, ...],
@@ -111,8 +111,8 @@ class LatentDiffusion:
         chunks = [self.vae.decode(chunk.to(self.device) / self.scale) for chunk in z0.split(batch)]
         return torch.cat(chunks).clamp(-1, 1) if chunks else z0.new_zeros(0)
 
-    def sample(self, classes, steps: int = 20, guidance=2.0, solver: str = "dpm++2m", seed: int = 0,
-               interval: tuple[float, float] = (0.0, 1.0), spacing: str = "time", batch: int = 256,
+    def sample(self, classes, steps: int = 20, guidance=1.25, solver: str = "dpm++2m", seed: int = 0,
+               interval: tuple[float, float] = (0.0, 1.0), spacing: str = "middle", batch: int = 256,
                progress=None) -> Tensor:
         """One image for each entry of `classes` (names or ids): (N, 1, H, W) in [-1, 1].
 
@@ -136,9 +136,9 @@ class LatentDiffusion:
         return torch.cat(images)
 
     @torch.no_grad()
-    def trajectory(self, labels: Tensor, index: list[int], steps: int = 20, guidance=2.0, solver: str = "dpm++2m",
+    def trajectory(self, labels: Tensor, index: list[int], steps: int = 20, guidance=1.25, solver: str = "dpm++2m",
                    seed: int = 0, interval: tuple[float, float] = (0.0, 1.0),
-                   spacing: str = "time") -> Iterator[tuple[Tensor, Tensor]]:
+                   spacing: str = "middle") -> Iterator[tuple[Tensor, Tensor]]:
         """The steps of one batch: a generator of (z_s, z0_hat), scaled latents. `index`: see sampler.sample_noise."""
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}, choose from {', '.join(SOLVERS)}")
