@@ -9,9 +9,9 @@ f are the maps of a small classifier, trained beforehand and then fixed; it is n
 the measure would be trained upon. D says for each patch whether it is real. It learns from the first step and is
 listened to only after `start`: before that it would lead the decoder astray.
 
-a is a plain number. 2012.09841 (eq. 7) balances by the ratio of the two terms' pulls on the decoder's last weights
-instead. Here that failed: where D knows nothing its pull is nearly zero, the ratio lends it a weight of thousands,
-and D never recovers (book/trials.md). With a fixed weight a clueless D is a silent one.
+a is a plain number, chosen so that D's loss stays below 2. 2012.09841 (eq. 7) takes the ratio of the two terms' pulls
+on the decoder's last weights instead; here that ratio ran away: where D knows nothing its pull is nearly zero, the
+ratio lends it a weight of thousands, and D does not recover (book/trials.md). A plain weight keeps a clueless D silent.
 
 With `decoder_only` the encoder stays as it is: then the latents, their scale and every denoiser stay valid, and the
 decoder learns to paint the texture that the latents do not hold.
