@@ -51,7 +51,13 @@ def torchrun(*argv) -> subprocess.CompletedProcess:
     environment = os.environ | {"LDM_DATA": str(SUBSET), "OMP_NUM_THREADS": "1",
                                 "PYTHONPATH": str(Path(ldm_minimal.__file__).parent.parent)}
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, argv)]
-    return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
+    with subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            output, error = process.communicate(timeout=580)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it ends those it started; a kill would leave them waiting for each other
+            raise
+    return subprocess.CompletedProcess(call, process.returncode, output, error)
 
 
 @pytest.fixture(scope="module")
