@@ -194,7 +194,8 @@ def test_a_denoiser_is_trained_on_from_the_given_one(tiny_run, tmp_path):
     a, b = (load_tensors(f / "denoiser.safetensors")[0] for f in (tiny_run, folder))
     for name in a:
         torch.testing.assert_close(b[name], a[name], atol=1e-8, rtol=0)
-    assert load_json(folder / "model.json")["latent_scale"] == pytest.approx(load_json(tiny_run / "model.json")["latent_scale"])
+    before, after = (load_json(f / "model.json")["latent_scale"] for f in (tiny_run, folder))
+    assert after == pytest.approx(before)
 
 
 def test_an_autoencoder_with_all_terms_stopped_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch):
@@ -235,7 +236,8 @@ def test_the_network_of_the_perceptual_loss_is_a_stage_of_its_own_and_each_data_
     monkeypatch.setenv("LDM_DATA", str(run_module.data.ASSETS / "mnist-subset"))
     monkeypatch.setattr(run_module, "WEIGHTS", folder)  # where there is one for the other data set only
     mnist = tmp_path / "mnist"
-    assert main([*TINY, "vae", "--dataset", "mnist", *STEPS, *FEATURES, "--vae-loss-perceptual", "0.1", "--out", str(mnist)]) == 0
+    flags = ["--dataset", "mnist", *STEPS, *FEATURES, "--vae-loss-perceptual", "0.1"]
+    assert main([*TINY, "vae", *flags, "--out", str(mnist)]) == 0
     own = load_tensors(mnist / "perceptual-mnist.safetensors")[0]
     assert not torch.equal(own["head.weight"], net.head.weight) and (mnist / "vae.json").is_file()
     log = [json.loads(line) for line in (mnist / "log.jsonl").read_text().splitlines()]
@@ -250,7 +252,8 @@ def test_a_codebook_and_any_factor_are_flags_and_the_denoiser_follows(tmp_path, 
     model = load_json(folder / "model.json")
     assert model["latent_shape"] == [4, 4, 4] and model["vae"]["codes"] == 32 and model["vae"]["factors"] == [7]
     assert weights(folder)["quantizer.codebook.weight"].shape == (32, 4)
-    assert main(["sample", "Bag", "--model", str(folder), "--n", "2", "--steps", "2", "--out", str(folder / "s.png")]) == 0
+    argv = ["sample", "Bag", "--model", str(folder), "--n", "2", "--steps", "2"]
+    assert main([*argv, "--out", str(folder / "s.png")]) == 0
     model["vae"]["factors"] = [7, 2]
     (folder / "model.json").write_text(json.dumps(model))
     fails(capsys, ["sample", "--model", folder, "--out", tmp_path / "x.png"], 1, "model.json", "factors (7, 2)")

@@ -97,7 +97,7 @@ def test_the_distance_is_the_sum_over_layers_of_the_mean_squared_difference_of_d
     for i in range(3):
         expected = 0.0
         for a, b in zip(net.maps(x), net.maps(y)):
-            places = [(a[i, :, r, c].double(), b[i, :, r, c].double()) for r in range(a.shape[2]) for c in range(a.shape[3])]
+            places = zip(a[i].flatten(1).T.double(), b[i].flatten(1).T.double())  # two vectors at each place
             unit = [(u / u.norm().clamp(min=1e-3), v / v.norm().clamp(min=1e-3)) for u, v in places]
             expected += sum(((u - v) ** 2).sum().item() for u, v in unit) / len(unit)
         assert found[i].item() == pytest.approx(expected, rel=1e-4)

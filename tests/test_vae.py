@@ -167,8 +167,9 @@ def test_other_factors_work_and_images_need_not_be_square(channels, factor, bloc
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("channels, factors, factor", [((8, 12), (7,), 7), ((4, 8, 12), (2, 7), 14), ((4, 8, 8), (7, 2), 14),
-                                                       ((8, 8), (1,), 1), ((8, 8), (4,), 4)], ids=str)
+@pytest.mark.parametrize("channels, factors, factor", [
+    ((8, 12), (7,), 7), ((4, 8, 12), (2, 7), 14), ((4, 8, 8), (7, 2), 14), ((8, 8), (1,), 1), ((8, 8), (4,), 4),
+], ids=str)
 def test_factors_say_how_many_times_smaller_each_further_resolution_is(channels, factors, factor):
     vae, x = small(channels, factors=factors), normal(2, 1, 28, 56)
     q = vae.encode(x)
@@ -185,7 +186,9 @@ def test_without_factors_each_resolution_is_half_of_the_one_before():
     assert torch.equal(a.decode(a.encode(x).mean), b.decode(b.encode(x).mean))
 
 
-@pytest.mark.parametrize("channels, factors", [((8, 8, 8), (7,)), ((8,), (2,)), ((8, 8), (0,)), ((8, 8), (-2,)), ((), ())], ids=str)
+@pytest.mark.parametrize("channels, factors", [
+    ((8, 8, 8), (7,)), ((8,), (2,)), ((8, 8), (0,)), ((8, 8), (-2,)), ((), ()),
+], ids=str)
 def test_factors_that_do_not_fit_the_channels_are_refused_with_both(channels, factors):
     with pytest.raises(ValueError) as error:
         VAEConfig(channels=channels, factors=factors)

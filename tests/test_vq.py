@@ -1,4 +1,4 @@
-"""The codebook: the nearest code, a gradient that goes straight through the choice, and a VAE that works like any other."""
+"""The codebook: the nearest code, a gradient straight through the choice, an autoencoder that works like any other."""
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_the_codes_move_to_the_means_of_what_chose_them():
 def test_choice_gradient_and_loss_equal_those_of_diffusers():
     vae = pytest.importorskip("diffusers.models.autoencoders.vae")
     ours, z = quantizer(), normal(2, 3, 4, 5)
-    theirs = vae.VectorQuantizer(12, 3, beta=0.25, legacy=False, sane_index_shape=True)  # legacy: beta on the other term
+    theirs = vae.VectorQuantizer(12, 3, beta=0.25, legacy=False, sane_index_shape=True)
     theirs.embedding.weight.data = ours.codebook.weight.data.clone()
     a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
     q, index = ours(a)
@@ -211,7 +211,8 @@ def test_encode_scale_save_load_and_sample_work_as_with_any_other_autoencoder(tm
     net = shake(UNet(UNetConfig(channels=(16, 32), blocks=1)), 0.05)
     model = LatentDiffusion(vae, build_denoiser(net, config), scale, (4, 7, 7), config=config)
     x = images[:3] / 127.5 - 1
-    torch.testing.assert_close(model.decode(model.encode(x)), vae.decode(vae.encode(x).mean).clamp(-1, 1), atol=1e-4, rtol=0)
+    rebuilt = vae.decode(vae.encode(x).mean).clamp(-1, 1)
+    torch.testing.assert_close(model.decode(model.encode(x)), rebuilt, atol=1e-4, rtol=0)
     model.save(tmp_path)
     again = LatentDiffusion.load(tmp_path)
     assert type(again.vae) is VQVAE and again.vae.config == vae.config
