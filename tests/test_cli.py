@@ -125,7 +125,7 @@ def test_resume_refuses_changed_options_and_changed_data(tiny_run, tmp_path, cap
     (copy / "config.json").write_text(json.dumps(config))
     fails(capsys, ["train", "--resume", "--out", copy], 1, "other data")
     (copy / "config.json").write_text(json.dumps({"config": config["config"]}))
-    fails(capsys, ["train", "--resume", "--out", copy], 1, "config.json was edited or cut off", "no data, precision")
+    fails(capsys, ["train", "--resume", "--out", copy], 1, "config.json was edited or cut off", "no data, denoiser_from, precision")
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["train", "--resume"], 2, "no unfinished run")
 
