@@ -72,7 +72,7 @@ def kept_features(images: torch.Tensor) -> torch.Tensor:
     return checkpoint.load_tensors(path)[0]["features"]
 
 
-def measure(n: int, sample: SampleConfig, inception: bool) -> dict:
+def measure(n: int, sample: SampleConfig, inception: bool, seeds: int) -> dict:
     """Both models against the real test set: name -> result of evaluate()."""
     train, test = (data.load("fashion-mnist", split) for split in ("train", "test"))
     if len(train) != 60_000:
@@ -81,7 +81,7 @@ def measure(n: int, sample: SampleConfig, inception: bool) -> dict:
     precision, _ = pick_precision(device)
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json").to(device)
     results = {}
-    for net, seeds in (("unet", 3), ("dit", 1)):
+    for net, seeds in (("unet", seeds), ("dit", 1)):
         model = LatentDiffusion.pretrained(net).to(device, precision)
         with bar(n * seeds, net, "image") as progress:
             results[net] = evaluate(model, classifier, train, test, n, sample, kept_features if inception else None,
@@ -164,12 +164,13 @@ def main() -> None:
     for name in parts:
         parser.add_argument(f"--{name}", type=Path, metavar="RUN")
     parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, default=3, help="sets of samples of the U-Net")
     parser.add_argument("--inception", action="store_true", help="measure the Inception FID, too")
     parser.add_argument("--as-measured", action="store_true", help="take the numbers of the last measurement")
     args = parser.parse_args()
     copy_weights({name: path for name in parts if (path := getattr(args, name))})
     sample = SampleConfig()
-    results = checkpoint.load_json(WEIGHTS / "metrics.json") if args.as_measured else measure(args.n, sample, args.inception)
+    results = checkpoint.load_json(WEIGHTS / "metrics.json") if args.as_measured else measure(args.n, sample, args.inception, args.seeds)
     (WEIGHTS / "MODEL_CARD.md").write_text(card(results), encoding="utf-8")
     model = LatentDiffusion.pretrained()
     x = model.sample(torch.arange(10).repeat_interleave(10), **vars(sample))
