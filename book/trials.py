@@ -33,7 +33,7 @@ from ship import kept_features, replace_between
 ROOT = Path(__file__).parent.parent
 RUNS, ROWS = ROOT / "runs" / "trials", ROOT / "book" / "trials.json"
 
-PLAIN = "runs/vae"  # by the first command of ship.py: squared and absolute error and a KL, nothing else
+PLAIN = "runs/vae"  # by the first command of the model card: squared and absolute error and a KL, nothing else
 GROUPS = {  # name: (what all its trials share, {trial: its own flags})
     "autoencoder": (
         f"vae --vae-from {PLAIN} --vae-train-batch 32 --vae-train-lr 0.0005 --vae-train-steps 700 "
@@ -74,7 +74,7 @@ GROUPS = {  # name: (what all its trials share, {trial: its own flags})
             "DiT 192 x 6": "--net dit --dit-width 192 --dit-heads 6",
         }),
 }
-SAMPLING = {f"{solver}, {spacing}, {steps} steps": SampleConfig(steps, solver=solver, spacing=spacing)
+SAMPLING = {f"{solver}, {spacing}, {steps} steps": SampleConfig(steps, 2.0, solver=solver, spacing=spacing)
             for solver, spacing in (("dpm++2m", "middle"), ("dpm++2m", "time"), ("ddim", "time"))
             for steps in (5, 10, 20, 50)}
 GUIDANCE = {f"guidance {scale:g}, for t in {low:g} ... {high:g}": SampleConfig(10, scale, (low, high), spacing="middle")
@@ -103,6 +103,15 @@ def run(group: str, name: str, threads: int) -> None:
     save_json(ROWS, rows)
 
 
+def draw_and_score(model, classifier, test, reference: torch.Tensor, n: int, config: SampleConfig):
+    """(n samples, their row): distances to the test images' features `reference`, class accuracy, rate."""
+    x, labels, cost = draw(model, n, config)
+    features, found = classify(classifier, x)
+    row = compare(features, reference, reference[balanced(test.labels, n)])
+    return x, row | {"class_accuracy": float((found == labels).double().mean()),
+                     "images_per_second": cost["images_per_second"]}
+
+
 def measure(folder: Path, group: str, n: int = 1000) -> None:
     """folder/row.json: what the autoencoder rebuilds and, where there is a denoiser, what it draws."""
     test = data.load("fashion-mnist", "test")
@@ -125,10 +134,8 @@ def measure(folder: Path, group: str, n: int = 1000) -> None:
     else:
         samples, config = DRAWN[group]
         model = LatentDiffusion.load(folder)
-        x, labels, cost = draw(model.to(model.device, "bf16"), samples, config)
-        features, found = classify(classifier, x)
-        row |= compare(features, reference, reference[balanced(test.labels, samples)])
-        row |= {"class_accuracy": float((found == labels).double().mean()), "images_per_second": cost["images_per_second"]}
+        x, drawn = draw_and_score(model.to(model.device, "bf16"), classifier, test, reference, samples, config)
+        row |= drawn
         if group == "beta":
             row["inception_kid_x1000"] = 1000 * kid(kept_features(test.images[: 3 * n]), kept_features(x))[0]
             row["rebuilt_inception_kid_x1000"] = 1000 * kid(kept_features(test.images[: 3 * n])[n:],
@@ -146,10 +153,7 @@ def sampling(group: str, trials: dict[str, SampleConfig], n: int = 1000) -> None
     model.to(model.device, pick_precision(model.device)[0])
     rows[group] = {}
     for name, config in trials.items():
-        x, labels, cost = draw(model, n, config)
-        features, found = classify(classifier, x)
-        rows[group][name] = compare(features, reference, reference[balanced(test.labels, n)]) | {
-            "class_accuracy": float((found == labels).double().mean()), "images_per_second": cost["images_per_second"]}
+        _, rows[group][name] = draw_and_score(model, classifier, test, reference, n, config)
         print(f"{name}: FD {rows[group][name]['fd']:.3f}", flush=True)
     save_json(ROWS, rows)
 
