@@ -15,6 +15,19 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def shake(net, std=0.2):
+    """Every parameter moved at random: what is initialised to zero then counts."""
+    generator = seeded(1)
+    for parameter in net.parameters():
+        parameter += std * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
 class Gaussian:
     """Data N(mean, std^2), independent in every dimension."""
 

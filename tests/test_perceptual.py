@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers_theory import seeded, shake
 from ldm_minimal.classifier import classifier_loss
 from ldm_minimal.data import load, to_float
 from ldm_minimal.perceptual import (
@@ -25,18 +26,6 @@ SMALL = VAEConfig(channels=(8, 8, 8))
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def shake(net, std=0.2):
-    generator = seeded(1)
-    for parameter in net.parameters():
-        parameter += std * torch.randn(parameter.shape, generator=generator)
-    return net
 
 
 def network(seed=0):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from helpers_theory import seeded, shake
 from ldm_minimal.layers import ResBlock, Upsample
 from ldm_minimal.vae import VAE, DiagonalGaussian, VAEConfig, vae_loss, vae_terms
 
@@ -19,21 +20,9 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def small(channels=(8, 8, 8), **k):
     torch.manual_seed(0)
     return VAE(VAEConfig(channels=channels, **k)).eval()
-
-
-@torch.no_grad()
-def shake(net, std=0.2):
-    generator = seeded(1)
-    for parameter in net.parameters():
-        parameter += std * torch.randn(parameter.shape, generator=generator)
-    return net
 
 
 def gaussian(seed=0):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers_theory import seeded, shake
 from ldm_minimal import LatentDiffusion
 from ldm_minimal.denoiser import DenoiserConfig
 from ldm_minimal.latents import draw_latents, encode_moments, latent_scale
@@ -14,18 +15,6 @@ from ldm_minimal.vq import VQVAE, VectorQuantizer, build_vae
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def shake(net, std=0.2):
-    generator = seeded(1)
-    for parameter in net.parameters():
-        parameter += std * torch.randn(parameter.shape, generator=generator)
-    return net
 
 
 def quantizer(codes=12, dim=3):
