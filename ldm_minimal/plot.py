@@ -1,5 +1,6 @@
 """Pictures of one style: images pixel for pixel, never smoothed; a palette that is safe for colour-blind readers."""
 
+import base64
 import io
 from pathlib import Path
 
@@ -20,13 +21,27 @@ STYLE = {
 
 
 class Picture(Figure):
-    """A figure that a notebook shows as the last value of a cell; no pyplot, no global state."""
+    """A figure that a notebook shows as the last value of a cell, with its text for those who do not see it (`alt`).
 
-    def _repr_png_(self) -> bytes:
+    No pyplot, no global state.
+    """
+
+    alt = ""
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
             self.savefig(buffer, format="png")
-        return buffer.getvalue()
+        data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": self.alt or "a picture"}
+        return data, {"image/png": {"alt": self.alt}}
+
+
+def axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 3.0), alt: str = "", **options):
+    """(figure, axes) in the style of the chapters: one Axes, or an array of them; `size` in inches for all together."""
+    with matplotlib.rc_context(STYLE):
+        figure = Picture(figsize=size, layout="constrained")
+        figure.alt = alt
+        return figure, figure.subplots(rows, columns, **options)
 
 
 def as_gray(images: Tensor) -> np.ndarray:
@@ -35,7 +50,8 @@ def as_gray(images: Tensor) -> np.ndarray:
     return 255 - images[:, 0].cpu().numpy()
 
 
-def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, title: str | None = None, zoom: int = 2):
+def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, title: str | None = None, zoom: int = 2,
+               alt: str = ""):
     """A figure of `rows` rows of images, read row by row. Names label rows on the left and columns on top."""
     pixels = as_gray(images)
     columns = -(-len(pixels) // rows)
@@ -48,6 +64,7 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
     inches = [zoom * side / 100 for side in sheet.shape[::-1]]
     with matplotlib.rc_context(STYLE):
         figure = Picture(figsize=(inches[0], inches[1]), dpi=100)
+        figure.alt = alt or title or ""
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(sheet, vmin=0, vmax=255, aspect="equal")
         axes.grid(False)
@@ -63,13 +80,15 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
     return figure
 
 
-def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=(), log_x=(), x_names: dict[str, str] | None = None):
+def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=(), log_x=(), x_names: dict[str, str] | None = None,
+           alt: str = ""):
     """One panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y`, `log_x` have logarithmic axes.
 
     x_names: panel title -> what its x axis counts, where it is not steps.
     """
     with matplotlib.rc_context(STYLE):
         figure = Picture(figsize=(3.6 * len(panels), 3.0), layout="constrained")
+        figure.alt = alt
         for place, (title, lines) in enumerate(panels.items()):
             axes = figure.add_subplot(1, len(panels), place + 1)
             for name, (x, y) in lines.items():
@@ -90,3 +109,44 @@ def save_figure(figure, path: Path) -> None:
     """PNG, written whole or not at all."""
     with matplotlib.rc_context(STYLE), atomic(path) as part:
         figure.savefig(part, format="png")
+
+
+BLOCKS = {  # name: (what it says, column, row); the upper row is training, the lower one sampling
+    "encoder": ("encoder\nx to z", 1, 1), "scale": ("latent scale\nz0 = z / std", 2, 1),
+    "noise": ("add noise\nz0 to z_t", 3, 1), "denoiser": ("denoiser\nU-Net or DiT", 4, 0.5),
+    "sampler": ("sampler\nnoise to z0", 3, 0), "guidance": ("guidance\nby the label y", 5.15, 0.5),
+    "decoder": ("decoder\nz0 * std to x", 1, 0), "evaluation": ("evaluation", 0, 0),
+}
+
+
+def pipeline(*highlight: str):
+    """The whole of latent diffusion as one picture, with the blocks of this chapter in colour."""
+    if unknown := set(highlight) - BLOCKS.keys():
+        raise ValueError(f"unknown block {', '.join(sorted(unknown))}, choose from {', '.join(BLOCKS)}")
+    named = " and ".join(highlight)
+    figure, ax = axes(size=(8.2, 2.3), alt=(
+        "Diagram of latent diffusion. Training: images are encoded, scaled and noised, and the denoiser learns to undo "
+        "the noise. Sampling: noise is denoised step by step, guided by a label, and decoded to an image."
+        + (f" Highlighted: {named}." if named else "")))
+    with matplotlib.rc_context(STYLE):
+        ax.axis("off")
+        ax.set(xlim=(-0.55, 5.75), ylim=(-0.5, 1.5))
+        arrow = {"arrowstyle": "-|>", "color": "0.35", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.1}
+
+        def go(start, end, bend=0.0):
+            ax.annotate("", end, start, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"})
+
+        for name, (words, x, y) in BLOCKS.items():
+            chosen = name in highlight
+            ax.text(x, y, words, ha="center", va="center", fontsize=8.5, color="white" if chosen else "0.15",
+                    bbox={"boxstyle": "round,pad=0.45", "facecolor": COLORS[0] if chosen else "0.93",
+                          "edgecolor": COLORS[0] if chosen else "0.7"})
+        ax.text(0, 1, "images x", ha="center", va="center", fontsize=8.5)
+        for a, b in ((0.3, 0.6), (1.4, 1.53), (2.47, 2.63)):
+            go((a, 1), (b, 1))
+        go((3.4, 1), (3.75, 0.75)), go((3.75, 0.25), (3.4, 0)), go((3.25, 0.2), (3.6, 0.4))
+        go((4.7, 0.5), (4.45, 0.5)), go((2.6, 0), (1.4, 0)), go((0.6, 0), (0.36, 0))
+        ax.text(2.0, 0.08, "z0", ha="center", fontsize=8.5)
+        ax.text(-0.5, 1.38, "training", fontsize=8, color="0.4", style="italic")
+        ax.text(-0.5, -0.45, "sampling", fontsize=8, color="0.4", style="italic")
+    return figure

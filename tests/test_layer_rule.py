@@ -13,12 +13,12 @@ import pytest
 import ldm_minimal
 
 LAYERS = {
-    "L0": ["options", "precision", "schedule", "layers", "parallel", "data", "checkpoint", "ema", "plot"],
+    "L0": ["options", "precision", "schedule", "layers", "parallel", "data", "checkpoint", "ema", "plot", "checks"],
     "L1": ["vae", "unet", "dit", "classifier", "denoiser", "guidance", "sampler", "train", "metrics"],
     "L2": ["vq", "perceptual", "latents"],
     "L3": ["pipeline"],
     "L4": ["__init__", "presets", "evaluate", "report", "run", "inception", "baseline", "bench", "race", "scale", "profiling",
-           "__main__"],
+           "chapter", "__main__"],
 }
 ORDER = [name for names in LAYERS.values() for name in names]
 WITHIN = {("plot", "data"), ("plot", "checkpoint")}  # imports inside one layer below L4
