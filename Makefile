@@ -4,7 +4,7 @@ VENV   ?= .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
 
-.PHONY: help setup train test mutants lab bench clean
+.PHONY: help setup train test mutants lab notebooks sync wheel bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,15 @@ mutants: setup  ## put each known bug into a copy, and see that the tests find i
 
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+notebooks: setup  ## execute every chapter and store its outputs (ARGS="03" for one)
+	$(BIN)/python book/notebooks.py run $(ARGS)
+
+sync: setup  ## carry the package's definitions into the chapters
+	$(BIN)/python book/notebooks.py sync
+
+wheel: setup  ## dist/ldm_minimal-*.whl, to upload to Colab
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 bench: setup  ## measure speed on this machine
 	$(BIN)/python -m ldm_minimal bench $(ARGS)

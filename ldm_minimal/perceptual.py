@@ -124,6 +124,8 @@ class PerceptualVAE(nn.Module):
         x_hat, reconstruction, regularization = vae_terms(self.vae, x, generator)
         terms, judged = {"reconstruction": reconstruction, "kl": regularization}, reconstruction
         if self.config.perceptual:
+            if features is None:
+                raise ValueError(f"the perceptual term (weight {self.config.perceptual:g}) needs a FeatureNet")
             terms["perceptual"] = perceptual_distance(features, x, x_hat)
             judged = judged + self.config.perceptual * x[0].numel() * terms["perceptual"]
         loss = judged + self.vae.config.beta * regularization

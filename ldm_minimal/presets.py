@@ -40,8 +40,9 @@ class RunConfig:
 
 
 SECTIONS = {  # flag prefix: name of the section in RunConfig
-    "vae": "vae", "vae-train": "vae_train", "vae-loss": "vae_loss", "perceptual-train": "perceptual_train", "unet": "unet", "dit": "dit", "denoiser": "denoiser",
-    "denoiser-train": "denoiser_train", "classifier-train": "classifier_train", "sample": "sample",
+    "vae": "vae", "vae-train": "vae_train", "vae-loss": "vae_loss", "perceptual-train": "perceptual_train",
+    "unet": "unet", "dit": "dit", "denoiser": "denoiser", "denoiser-train": "denoiser_train",
+    "classifier-train": "classifier_train", "sample": "sample",
 }
 
 PRESETS = {

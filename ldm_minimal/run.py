@@ -267,7 +267,11 @@ class Run:
 
         torch.manual_seed(config.seed)
         if start_from:
-            net = LatentDiffusion.load(start_from).denoiser.net.requires_grad_(True)
+            before = LatentDiffusion.load(start_from)
+            if (before.config.schedule, before.config.target) != (config.denoiser.schedule, config.denoiser.target):
+                raise ValueError(f"{start_from} predicts {before.config.target} on {before.config.schedule}, this run "
+                                 f"{config.denoiser.target} on {config.denoiser.schedule}")
+            net = before.denoiser.net.requires_grad_(True)
         else:
             kind, _ = NETS[config.net]
             net = kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
@@ -354,7 +358,8 @@ def device_name(device: torch.device) -> str:
 def load_vae(path) -> VAE:
     """The autoencoder of a run folder (vae.json) or of any JSON with a section "vae" and vae.safetensors beside it."""
     path = Path(path)
-    path = path / "vae.json" if path.is_dir() else path
+    if path.is_dir():
+        path = path / ("vae.json" if (path / "vae.json").is_file() else "model.json")
     vae = build_vae(config_from(VAEConfig, load_json(path).get("vae"), str(path)))
     load_weights(vae, path.parent / "vae.safetensors")
     return vae.eval().requires_grad_(False)

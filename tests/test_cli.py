@@ -1,5 +1,6 @@
 """The command line as a user meets it: the whole run, resume after a kill, exit codes, and clear words for wrong input."""
 
+import base64
 import json
 import os
 import shutil
@@ -198,6 +199,11 @@ def test_a_denoiser_is_trained_on_from_the_given_one(tiny_run, tmp_path):
     assert after == pytest.approx(before)
 
 
+def test_a_denoiser_with_another_target_is_not_trained_on(tiny_run, tmp_path, capsys):
+    fails(capsys, [*TINY, "denoiser", "--vae-from", tiny_run, "--denoiser-from", tiny_run, "--denoiser-target", "eps",
+                   "--out", tmp_path / "on"], 2, "predicts v on cosine", "eps on cosine")
+
+
 def test_an_autoencoder_with_all_terms_stopped_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "WEIGHTS", tmp_path)  # no network of the perceptual loss is there yet
     monkeypatch.setattr(run_module, "LOG_EVERY", 2)
@@ -363,8 +369,10 @@ def test_pictures_show_dark_clothes_on_white():
 
 
 def test_a_picture_shows_itself_in_a_notebook_pixel_for_pixel():
-    picture = image_grid(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), 2, zoom=3)
-    assert picture._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+    picture = image_grid(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), 2, zoom=3, alt="four black squares")
+    data, about = picture._repr_mimebundle_()
+    assert base64.b64decode(data["image/png"])[:8] == b"\x89PNG\r\n\x1a\n"
+    assert data["text/plain"] == about["image/png"]["alt"] == "four black squares"
     axes = picture.axes[0]
     assert axes.images[0].get_interpolation() == "nearest" and axes.images[0].get_array().shape == (58, 58)
     assert picture.get_size_inches() * picture.dpi == pytest.approx([3 * 58, 3 * 58])

@@ -315,3 +315,8 @@ def test_the_decoder_alone_trained_with_an_interruption_ends_with_the_same_weigh
     second.load(tmp_path / "state.safetensors")
     a, b = whole.model.state_dict(), run(second, 6).model.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_perceptual_term_without_its_network_is_refused():
+    with pytest.raises(ValueError, match="needs a FeatureNet"):
+        judged(perceptual=0.7).loss(normal(3, 1, 8, 12))
