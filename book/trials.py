@@ -45,7 +45,7 @@ GROUPS = {  # name: (what all its trials share, {trial: its own flags})
             "+ both, decoder alone": "--vae-loss-perceptual 1 --vae-loss-adversarial 20 --vae-loss-decoder-only",
         }),
     "factor": (
-        "all --vae-train-steps 100000 --vae-train-minutes 1 --denoiser-train-steps 100000 --denoiser-train-minutes 1.5 "
+        "all --vae-train-steps 100000 --vae-train-minutes 1.5 --denoiser-train-steps 100000 --denoiser-train-minutes 2 "
         "--samples 20 --sample-steps 2", {
             "f = 1 (1 channel)": "--vae-channels 32 --vae-latent-channels 1",
             "f = 2": "--vae-channels 32 64",
