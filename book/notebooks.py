@@ -149,7 +149,7 @@ def run(path: Path, timeout: int = 600) -> float:
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = nbformat.from_dict(read(path))
+    notebook = nbformat.read(path, as_version=4)
     began = time.perf_counter()
     NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     seconds = time.perf_counter() - began
