@@ -10,9 +10,10 @@ import platform
 import sys
 from dataclasses import dataclass
 
+import matplotlib
 import torch
 
-from . import __version__, data
+from . import __version__, data, plot
 from .precision import autocast, pick_device, pick_precision
 
 
@@ -34,7 +35,8 @@ class Budget:
 
 
 def start() -> Budget:
-    """Print what there is to work with, and return the budget."""
+    """Print what there is to work with, give figures their style, and return the budget."""
+    matplotlib.rcParams.update(plot.STYLE)
     device = pick_device()
     precision, _ = pick_precision(device)
     train, test = data.load(split="train"), data.load(split="test")

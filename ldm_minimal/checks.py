@@ -1,6 +1,6 @@
 """Checks of the exercises: properties and closed forms, and for what fails the likely mistake in words.
 
-    check("05.2", my_guide)        prints what holds and what does not; True when all of it holds
+    check("05.2", my_guide)        prints what holds and what does not
 
 An exercise is a generator of (what was looked at, whether it holds, what is probably wrong if not). The first
 that does not hold ends the check, and so does an error in the answer, which is shown in one line, not as a traceback.
@@ -36,8 +36,13 @@ def done(value):
     return value
 
 
-def check(number: str, *answers) -> bool:
+def check(number: str, *answers) -> None:
     """Look at the answer (or answers) to an exercise and say in words what holds and what does not."""
+    passes(number, *answers)
+
+
+def passes(number: str, *answers) -> bool:
+    """What `check` says, and whether all of it holds."""
     if number not in EXERCISES:
         raise ValueError(f"there is no exercise {number!r}, choose from {', '.join(sorted(EXERCISES))}")
     title, test = EXERCISES[number]

@@ -31,7 +31,7 @@ class Picture(Figure):
     def _repr_mimebundle_(self, include=None, exclude=None):
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
-            self.savefig(buffer, format="png")
+            self.savefig(buffer, format="png", pil_kwargs={"optimize": True})
         data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": self.alt or "a picture"}
         return data, {"image/png": {"alt": self.alt}}
 

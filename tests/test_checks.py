@@ -18,7 +18,7 @@ def twice(monkeypatch):
 
 
 def says(capsys, *answers) -> tuple[bool, str]:
-    return checks.check("99.1", *answers), capsys.readouterr().out
+    return checks.passes("99.1", *answers), capsys.readouterr().out
 
 
 def test_a_right_answer_passes(twice, capsys):
@@ -45,6 +45,10 @@ def test_an_error_in_the_answer_is_one_line(twice, capsys):
 def test_an_unknown_exercise_is_named(twice):
     with pytest.raises(ValueError, match="99.2.*99.1"):
         checks.check("99.2", None)
+
+
+def test_check_shows_nothing_but_its_words(twice, capsys):
+    assert checks.check("99.1", None) is None and "not done yet" in capsys.readouterr().out
 
 
 def test_close_sees_shapes_and_values():

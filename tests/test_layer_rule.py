@@ -22,7 +22,7 @@ LAYERS = {
 }
 ORDER = [name for names in LAYERS.values() for name in names]
 WITHIN = {("plot", "data"), ("plot", "checkpoint")}  # imports inside one layer below L4
-PLOTTERS = {"report", "__main__"}  # and the notebooks
+PLOTTERS = {"report", "chapter", "__main__"}  # and the notebooks
 THIRD_PARTY = {"torch", "torchvision", "numpy", "matplotlib", "safetensors", "tqdm"}  # as in pyproject.toml
 
 FOLDER = Path(ldm_minimal.__file__).parent
