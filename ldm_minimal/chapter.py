@@ -10,7 +10,6 @@ import platform
 import sys
 from dataclasses import dataclass
 
-import matplotlib
 import torch
 
 from . import __version__, data, plot
@@ -36,7 +35,7 @@ class Budget:
 
 def start() -> Budget:
     """Print what there is to work with, give figures their style, and return the budget."""
-    matplotlib.rcParams.update(plot.STYLE)
+    plot.use_style()
     device = pick_device()
     precision, _ = pick_precision(device)
     train, test = data.load(split="train"), data.load(split="test")

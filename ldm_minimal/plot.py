@@ -36,6 +36,11 @@ class Picture(Figure):
         return data, {"image/png": {"alt": self.alt}}
 
 
+def use_style() -> None:
+    """From here on, whatever matplotlib makes looks like the rest."""
+    matplotlib.rcParams.update(STYLE)
+
+
 def axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 3.0), alt: str = "", **options):
     """(figure, axes) in the style of the chapters: one Axes, or an array of them; `size` in inches for all together."""
     with matplotlib.rc_context(STYLE):
