@@ -128,7 +128,7 @@ def pipeline(*highlight: str):
     """The whole of latent diffusion as one picture, with the blocks of this chapter in colour."""
     if unknown := set(highlight) - BLOCKS.keys():
         raise ValueError(f"unknown block {', '.join(sorted(unknown))}, choose from {', '.join(BLOCKS)}")
-    named = " and ".join(highlight)
+    named = ", ".join(highlight)
     figure, ax = axes(size=(8.2, 2.3), alt=(
         "Diagram of latent diffusion. Training: images are encoded, scaled and noised, and the denoiser learns to undo "
         "the noise. Sampling: noise is denoised step by step, guided by a label, and decoded to an image."
