@@ -80,3 +80,103 @@ def close(a, b, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
 def noise(*shape: int, seed: int = 0) -> Tensor:
     """Normal numbers, the same for a seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+# 02 forward noising
+
+def _quarter_turn(t: Tensor) -> tuple[Tensor, Tensor]:
+    """A quarter turn: variance preserving, down to alpha = 0."""
+    angle = t * (torch.pi / 2)
+    return torch.cos(angle).clamp(min=0), torch.sin(angle)
+
+
+def _straight_line(t: Tensor) -> tuple[Tensor, Tensor]:
+    """A straight line: alpha + sigma = 1, not variance preserving."""
+    return 1 - t, t
+
+
+def _fading(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance preserving, alpha = exp(-t - 2 t^2): some signal is left at t = 1."""
+    log_alpha = -t - 2 * t**2
+    return log_alpha.exp(), torch.sqrt(-torch.expm1(2 * log_alpha))
+
+
+@exercise("02.1", "back to betas")
+def _(betas_of):
+    for schedule, steps in ((_fading, 7), (_quarter_turn, 40)):
+        betas = torch.as_tensor(betas_of(schedule, steps))
+        yield (f"{steps} steps give {steps} betas", betas.shape == (steps,),
+               f"the shape is {tuple(betas.shape)}: T + 1 knots t = 0, 1/T, ..., 1 have T ratios between neighbors")
+        yield "in float64", betas.dtype == torch.float64, f"they are {betas.dtype}: make the times with dtype=torch.float64"
+        alpha = schedule(torch.arange(steps + 1, dtype=torch.float64) / steps)[0]
+        product = torch.cumprod(1 - betas, 0)
+        yield ("the first step adds noise", bool(betas[0] > 0),
+               "the first beta is 0: the ratios begin at alpha_bar_1 / alpha_bar_0, not at alpha_bar_0 itself")
+        yield ("1 - beta multiplies alpha squared", not close(product[:-1], alpha[1:-1]),
+               "the product of 1 - beta is alpha, and should be alpha_bar = alpha squared: the square is missing")
+        yield ("the product of 1 - beta up to k is alpha(k / T) squared", close(product[:-1], alpha[1:-1] ** 2),
+               "it is not: 1 - beta_k is alpha_bar_k / alpha_bar_(k-1), with t = k / T (is the order or an index shifted?)")
+    yield ("all betas lie in (0, 0.999]", bool(((betas > 0) & (betas <= 0.999)).all()),
+           "cosine ends at alpha = 0, so the last beta would be 1: clip at 0.999")
+    before, after = _fading(torch.tensor([6 / 7, 1.0], dtype=torch.float64))[0].square()
+    yield ("a last step that needs no clipping is left alone", close(betas_of(_fading, 7)[-1], 1 - after / before),
+           "the last beta is wrong although signal is left: clip the betas at 0.999, nothing else")
+
+
+@exercise("02.2", "from one noisy time to a later one")
+def _(transition):
+    s, t = torch.tensor([0.1, 0.3, 0.05], dtype=torch.float64), torch.tensor([0.2, 0.9, 0.6], dtype=torch.float64)
+    for name, schedule in (("a variance preserving schedule", _quarter_turn), ("the straight line", _straight_line)):
+        a, b = transition(s, t, schedule)
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
+        yield (f"{name}: a carries alpha_s to alpha_t", close(a * alpha_s, alpha_t),
+               "a * alpha_s should be alpha_t" + (": it is the other way round" if close(a * alpha_t, alpha_s) else ""))
+        wanted = sigma_t**2 - a**2 * sigma_s**2
+        yield (f"{name}: b is a standard deviation", not close(b, wanted),
+               "b is the variance of the noise: take its root")
+        yield (f"{name}: noises add up as variances", not close(b, sigma_t - a * sigma_s),
+               "independent noises add their variances, not their standard deviations")
+        yield (f"{name}: b is not a shortcut", close(1 - a**2, wanted) or not close(b, torch.sqrt(1 - a**2)),
+               "b**2 = 1 - a**2 holds only where alpha**2 + sigma**2 = 1")
+        yield (f"{name}: a**2 sigma_s**2 + b**2 = sigma_t**2", close(b**2, wanted) and bool((b > 0).all()),
+               "what z_s brings along and what is added should make the variance of z_t")
+    a, b = transition(torch.zeros(2), torch.tensor([0.3, 0.8]), _quarter_turn)
+    alpha, sigma = _quarter_turn(torch.tensor([0.3, 0.8]))
+    yield "from clean data it is q(z_t | z0)", close(a, alpha) and close(b, sigma), "for s = 0 it should give (alpha_t, sigma_t)"
+
+
+@exercise("02.3", "the score is a denoiser")
+def _(score):
+    alpha, sigma = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in ([0.9, 0.6, 0.2], [0.3, 0.8, 0.95]))
+    zt = noise(3, 2, 5, seed=1).double().requires_grad_()
+    v = alpha**2 * 0.25 + sigma**2  # each number: half N(-1, 0.25), half N(1, 0.25)
+    parts = torch.stack([-(zt - alpha * m) ** 2 / (2 * v) for m in (-1, 1)])
+    (wanted,) = torch.autograd.grad((torch.logsumexp(parts, 0) - 0.5 * torch.log(v)).sum(), zt)
+    each = torch.stack([m + alpha * 0.25 / v * (zt - alpha * m) for m in (-1, 1)])
+    z0_hat, zt = (parts.softmax(0) * each).sum(0).detach(), zt.detach()
+    before = zt.clone(), z0_hat.clone()
+    found = score(zt, z0_hat, alpha, sigma)
+    yield "a gradient for every number", found.shape == zt.shape, f"the shape is {tuple(found.shape)}, not {tuple(zt.shape)}"
+    yield "it points to where the density grows", not close(found, -wanted), "the sign is wrong: noise points away from the data"
+    yield ("it is divided by the variance of the noise", not close(found, wanted * sigma),
+           "divide by sigma squared: what you have is minus the noise, E[eps | z_t]")
+    yield ("the shrinking of the data counts", not close(found, (z0_hat - zt) / sigma**2),
+           "z_t is centered at alpha z0, not at z0")
+    yield "it is the gradient of log q(z_t)", close(found, wanted), "it differs from the gradient of the exact density"
+    yield "the inputs are left alone", close(zt, before[0]) and close(z0_hat, before[1]), "the function changed its inputs"
+
+
+@exercise("02.4", "the time of a log-SNR")
+def _(vp_time):
+    t = torch.linspace(0.02, 0.98, 24, dtype=torch.float64).view(4, 6)
+    log_alpha = -0.05 * t - 4.975 * t**2  # vp: the integral of 0.1 + 19.9 u, times -1/2
+    lam = log_alpha - 0.5 * torch.log(-torch.expm1(2 * log_alpha))
+    found = torch.as_tensor(vp_time(lam))
+    yield "a time for every log-SNR", found.shape == t.shape, f"the shape is {tuple(found.shape)}, not {tuple(t.shape)}"
+    yield "no time is negative", bool((found > 0).all()), "some are not positive: take the other root (or a sign is wrong)"
+    yield ("later for less signal", bool((found.flatten().diff() > 0).all()),
+           "t should grow as the log-SNR falls: is alpha / sigma the wrong way round?")
+    yield ("in our units", not (close(vp_time(2 * lam), t) or close(vp_time(lam / 2), t)),
+           "a factor 2: our log-SNR is log(alpha / sigma), not log(alpha**2 / sigma**2)")
+    yield "beta_min counts", not close(found, torch.sqrt(-log_alpha / 4.975)), "beta_min = 0.1 was left out of the equation"
+    steeper = (torch.sqrt(0.05**2 - 20 * log_alpha) - 0.05) / 10
+    yield "beta rises by 19.9", not close(found, steeper), "the slope of beta(t) is beta_max - beta_min, not beta_max"
+    yield "it gives back the times of vp", close(found, t, rtol=1e-4, atol=1e-4), "vp has another log-SNR at these times"

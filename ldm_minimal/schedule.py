@@ -7,7 +7,7 @@ Time runs from t = 0 (data: alpha = 1, sigma = 0) to t = 1 (noise). A schedule i
 that works on tensors of any shape, dtype and device. All that a sampler or a loss needs follows from it:
 alpha_bar = alpha**2 is the textbook's cumulative product, log_snr = log(alpha / sigma) its natural clock.
 
-Papers: DDPM 2006.11239, cosine 2102.09672, sigmoid 2212.11972, rectified flow 2209.03003, vp 2011.13456.
+Papers: DDPM 2006.11239, cosine 2102.09672, sigmoid 2212.11972 and 2301.10972, rectified flow 2209.03003, vp 2011.13456.
 """
 
 from math import pi
@@ -37,7 +37,7 @@ def vp(t: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> tuple[Tensor
 
 
 def sigmoid(t: Tensor, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-    """alpha_bar falls as a logistic curve, cut to reach exactly 1 and 0  (2212.11972, algorithm 1).
+    """alpha_bar falls as a logistic curve, cut to reach exactly 1 and 0  (2212.11972; as here 2301.10972, algorithm 1).
 
     A difference of two logistic functions is written as sinh((a-b)/2) / (2 cosh(a/2) cosh(b/2)), so that
     neither end loses digits; the cosh of the fixed ends cancels in the ratio.
