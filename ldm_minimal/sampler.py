@@ -33,7 +33,8 @@ def step(zt: Tensor, z0: Tensor, now, nxt, eta: float = 0.0, noise: Tensor | flo
     """From z_t to z_s. now = (alpha_t, sigma_t), nxt = (alpha_s, sigma_s): scalars in float64 on the CPU."""
     (alpha, sigma), (alpha_s, sigma_s) = now, nxt
     eps = (zt - alpha * z0) / sigma
-    tau = eta * sigma_s * torch.sqrt(-torch.expm1(2 * log_snr(*now) - 2 * log_snr(*nxt)))
+    share = -torch.expm1(2 * log_snr(*now) - 2 * log_snr(*nxt))  # < 0 on the way up to more noise, where eta is 0
+    tau = eta * sigma_s * torch.sqrt(share.clamp(min=0))
     return alpha_s * z0 + torch.sqrt((sigma_s**2 - tau**2).clamp(min=0)) * eps + tau * noise
 
 

@@ -374,3 +374,12 @@ def test_a_sample_is_the_same_in_a_batch_of_six_and_in_batches_of_four_and_two(s
         return last(sample(GAUSSIAN.denoiser(cosine), zt, None, cosine, times, *SOLVERS[solver], randn))
 
     assert torch.equal(run(range(6)), torch.cat([run(range(4)), run(range(4, 6))]))
+
+
+def test_a_deterministic_step_goes_up_to_more_noise_and_back():
+    """DDIM inversion: the same estimate of z0, one step up and one down, ends where it began."""
+    z0, zt = torch.full((2, 1, 2, 2), 0.3, dtype=torch.float64), torch.full((2, 1, 2, 2), 0.9, dtype=torch.float64)
+    low, high = (cosine(torch.tensor(t, dtype=torch.float64)) for t in (0.4, 0.7))
+    up = step(zt, z0, low, high)
+    assert torch.isfinite(up).all() and not torch.allclose(up, zt)
+    torch.testing.assert_close(step(up, z0, high, low), zt)
