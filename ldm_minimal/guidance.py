@@ -2,7 +2,8 @@ r"""Classifier-free guidance: lean away from what the network would say without 
 
     z0_hat = uncond + s * (cond - uncond)          s = 0 unconditional, s = 1 conditional, s > 1 guided
 
-The rule is linear and the four targets are linear in each other, so guiding z0, eps, v or flow is the same thing.
+The rule's weights add up to one and, at given z_t and t, the four targets are affine in each other: guiding z0, eps, v
+or flow is the same thing.
 Papers write w = s - 1. Guidance costs a second evaluation wherever s is neither 0 nor 1.
 
 Papers: 2207.12598; guidance only in an interval of noise levels 2404.07724.
@@ -17,7 +18,7 @@ from torch import Tensor
 def guide(denoise, null: int, scale=1.0, interval: tuple[float, float] = (0.0, 1.0)):
     """A denoiser in, a denoiser out: (zt, t, y) -> guided estimate of z0.
 
-    scale:    a number >= 0, or a function t (B,) -> (B,), the schedule w(t) of the guidance scale
+    scale:    a number >= 0, or a function t (B,) -> (B,), the guidance scale s(t)
     interval: (low, high); for t outside it the scale is 1, at one evaluation instead of two
     """
     if not callable(scale) and not (isinstance(scale, (int, float)) and isfinite(scale) and scale >= 0):

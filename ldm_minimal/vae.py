@@ -5,8 +5,8 @@ r"""The autoencoder: images x to a Gaussian over small latents z, and back.
     loss     = sum over pixels of (1/2 (x - decode(z))**2 + |x - decode(z)|)  +  beta * KL
     KL       = sum over latent values of 1/2 (mean**2 + exp(logvar) - 1 - logvar)
 
-Both terms are sums over one image, so beta keeps its meaning: with the squared error alone, beta = 1 would be the
-ELBO of a unit-variance Gaussian decoder. The latent is 4 x 7 x 7 for a 28 x 28 image (f = 4): 784 values to 196.
+Both terms are sums over one image, so beta keeps its meaning: with the squared error alone, beta is the variance of
+the Gaussian decoder whose ELBO this is. The latent is 4 x 7 x 7 for a 28 x 28 image (f = 4): 784 values to 196.
 
 Papers: VAE 1312.6114; the lightly regularised autoencoder of latent diffusion 2112.10752.
 """
