@@ -180,3 +180,53 @@ def _(vp_time):
     steeper = (torch.sqrt(0.05**2 - 20 * log_alpha) - 0.05) / 10
     yield "beta rises by 19.9", not close(found, steeper), "the slope of beta(t) is beta_max - beta_min, not beta_max"
     yield "it gives back the times of vp", close(found, t, rtol=1e-4, atol=1e-4), "vp has another log-SNR at these times"
+
+# 08 the complete model
+
+@exercise("08.1", "unscale, then clip")
+def _(answer):
+    gradients = [8.0 * noise(3, 4), 8.0 * noise(5, seed=1)]
+    kept = [g.clone() for g in gradients]
+    norm = lambda tensors: torch.cat([g.flatten() for g in tensors]).norm()  # noqa: E731
+    true = norm(kept) / 8
+    got = list(answer(gradients, 8.0, 1e9))
+    yield "one gradient comes back for each that goes in", len(got) == 2, "return a list of as many tensors as were given"
+    yield "a limit that is not reached changes nothing but the scale", all(
+        close(g, k / 8) for g, k in zip(got, kept)), (
+        "divide by the scale, once, and do not enlarge what is small enough")
+    yield "the given gradients are left alone", all(torch.equal(g, k) for g, k in zip(gradients, kept)), (
+        "work on copies: the caller's tensors were changed in place")
+    got = list(answer(gradients, 8.0, 1.0))
+    yield "above the limit, the common norm is the limit", close(norm(got), 1.0, rtol=1e-3), (
+        "was it clipped before the scale was divided out, or each tensor by itself?")
+    yield "all gradients shrink by one factor", all(close(g * true, k / 8, rtol=1e-3) for g, k in zip(got, kept)), (
+        "the norm is that of all gradients together, not of each tensor")
+
+
+@exercise("08.2", "the batch of a step")
+def _(answer):
+    epoch = torch.cat([torch.as_tensor(answer(step, 10, 40, 0)) for step in range(4)])
+    yield "an epoch sees every image once", sorted(epoch.tolist()) == list(range(40)), (
+        "drawn with replacement, or each batch from an order of its own?")
+    after = torch.cat([torch.as_tensor(answer(step, 10, 40, 0)) for step in range(4, 8)])
+    yield "the next epoch too", sorted(after.tolist()) == list(range(40)), "the place in the epoch is step % (n // batch)"
+    yield "in another order", not torch.equal(epoch, after), "the order must depend on the epoch"
+    yield "the same step gives the same batch", torch.equal(torch.as_tensor(answer(2, 10, 40, 0)), epoch[20:30]), (
+        "the answer depends on what was called before: use a generator made inside the function")
+    other = torch.cat([torch.as_tensor(answer(step, 10, 40, 1)) for step in range(4)])
+    yield "another seed, another order", not torch.equal(epoch, other), "the seed is not used"
+    yield "seed 1 does not begin with the second epoch of seed 0", not torch.equal(after, other), (
+        "seed + epoch is the same number for both: keep the two apart, as in seed * 1_000_003 + epoch")
+
+
+@exercise("08.3", "how long would it take?")
+def _(answer):
+    base = answer(1e6, 100, 10, peak=1e9, efficiency=0.5)
+    yield "1e6 operations, 100 steps of 10, at half of 1e9 a second: 6 s", close(base, 6.0), (
+        "forgot the factor 3 for the backward pass?" if close(base, 2.0) else
+        "divide by the efficiency: at a lower share of the peak it takes longer" if close(base, 1.5) else
+        "seconds = 3 * operations * steps * batch / (peak * efficiency)")
+    yield "twice the batch, twice the time", close(answer(1e6, 100, 20, peak=1e9, efficiency=0.5), 12.0), (
+        "operations are per image: multiply by the batch")
+    yield "half the efficiency, twice the time", close(answer(1e6, 100, 10, peak=1e9, efficiency=0.25), 12.0), (
+        "the share of the peak stands in the denominator")
