@@ -80,6 +80,121 @@ def close(a, b, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
 def noise(*shape: int, seed: int = 0) -> Tensor:
     """Normal numbers, the same for a seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# 01 a variational autoencoder
+
+@exercise("01.1", "KL between two Gaussians")
+def _(answer):
+    from torch.distributions import Normal, kl_divergence
+
+    mean_q, logvar_q, mean_p, logvar_p = (noise(3, 4, 5, 2, seed=i) for i in range(4))
+    q, p = Normal(mean_q, (logvar_q / 2).exp()), Normal(mean_p, (logvar_p / 2).exp())
+    out = answer(mean_q, logvar_q, mean_p, logvar_p)
+    yield "one number for each image", tuple(out.shape) == (3,), "sum over all axes but the first"
+    exact, other = (kl_divergence(a, b).flatten(1).sum(1) for a, b in ((q, p), (p, q)))
+    yield "it is KL(q || p), not KL(p || q)", not close(out, other), "q and p have changed places"
+    yield "a sum over the latent values", not close(out, exact / 40), "this is the mean over the latent values"
+    yield "the factor 1/2 is there", not close(out, 2 * exact), "twice too large: every term is halved"
+    same = answer(mean_q, logvar_q, mean_q, logvar_q)
+    yield "zero between a Gaussian and itself", close(same, 0.0, atol=1e-4), "a term is missing: the -1, or the ratio of variances"
+    zero = torch.zeros_like(mean_q)
+    simple = 0.5 * (mean_q**2 + logvar_q.exp() - 1 - logvar_q).flatten(1).sum(1)
+    yield "against N(0, I) it is the chapter's KL", close(answer(mean_q, logvar_q, zero, zero), simple), \
+        "with mean_p = 0 and logvar_p = 0 the formula must become the one of the chapter"
+    yield "equal to torch.distributions", close(out, exact), \
+        "is the squared distance of the means divided by the variance of p, and exp() taken of logvar, not of half of it?"
+
+
+@exercise("01.2", "one beta, two conventions")
+def _(answer):
+    value = float(answer)
+    pixels, latents = 3 * 32 * 32, 4 * 8 * 8
+    right = 1e-4 * pixels / latents / 2
+    yield "the half of the squared error is counted", not close(value, 2 * right, rtol=0.02, atol=0), \
+        "mse_loss has no 1/2: multiply the whole loss by half the number of pixel values"
+    yield "the ratio of sizes is the right way up", not any(
+        close(value, 1e-4 * latents / pixels * f, rtol=0.02, atol=0) for f in (1, 0.5, 2)), \
+        "the KL's mean is over few values, the error's over many: the weight of the sums is larger, not smaller"
+    yield "the KL was a mean over the latent values", not any(
+        close(value, 1e-4 * pixels * f, rtol=0.02, atol=0) for f in (1, 0.5)), "divide by the number of latent values"
+    yield "beta for sums", close(value, right, rtol=0.02, atol=0), \
+        "write both losses with sums, and multiply one until its error is 1/2 sum (x - x_hat)^2"
+
+
+@exercise("01.3", "the best linear autoencoder")
+def _(answer):
+    x = noise(200, 12) * torch.linspace(3, 0.2, 12) @ noise(12, 12, seed=1) + 5 * noise(12, seed=2)
+    before = x.clone()
+    mean, basis = answer(x, 4)
+    yield "shapes (D,) and (D, k)", tuple(mean.shape) == (12,) and tuple(basis.shape) == (12, 4), \
+        "mean has one entry per pixel; basis has one column per code value"
+    yield "x itself is left alone", torch.equal(x, before), "x - x.mean(0), not x -= x.mean(0)"
+    yield "the mean is that of the data", close(mean, x.mean(0), rtol=1e-3, atol=1e-3), "mean over images, not over pixels"
+    yield "the columns are orthonormal", close(basis.T @ basis, torch.eye(4), atol=1e-3), \
+        "eigenvectors of length 1; an SVD's right vectors are rows of Vh: transpose"
+    centered = (x - x.mean(0)).double()
+    variances = torch.linalg.eigvalsh(centered.T @ centered)  # ascending
+    error = float((centered - centered @ basis.double() @ basis.double().T).square().sum())
+    yield "not the directions of least variance", error < 0.9 * float(variances[4:].sum()), \
+        "eigh sorts upwards: the last k columns are the ones to keep"
+    yield "the data were centered before", close(error, float(variances[:8].sum()), rtol=1e-2), \
+        "the squared error must be the sum of the dropped variances: subtract the mean first"
+    flat = noise(50, 3) @ noise(3, 12, seed=1) + 2
+    mean, basis = (part.double() for part in answer(flat, 3))
+    rebuilt = mean + (flat - mean) @ basis @ basis.T
+    yield "data of three dimensions come back from three numbers", close(rebuilt, flat, rtol=1e-3, atol=1e-3), \
+        "mean + (x - mean) @ basis @ basis.T must be x where x has no more than k dimensions"
+
+
+@exercise("01.4", "a decoder that measures its own variance")
+def _(answer):
+    x = noise(5, 1, 6, 4)
+    x_hat = x + 0.3 * noise(5, 1, 6, 4, seed=1)
+    squared = (x - x_hat).double().square()
+    out = float(answer(x, x_hat))
+    mean = float(squared.mean())
+    yield "a variance, not a standard deviation", not close(out, mean**0.5, rtol=1e-3), "leave out the square root"
+    yield "an average over pixels and images", not any(close(out, f * mean, rtol=1e-3) for f in (24, 5, 120)), \
+        "this is a sum: both terms of the objective grow with the number of values, so that number cancels"
+    yield "the 1/2 cancels", not any(close(out, f * mean, rtol=1e-3) for f in (0.5, 2)), \
+        "both terms have the factor 1/2, so the optimum has none"
+
+    def objective(v):
+        return float((squared / (2 * v) + 0.5 * torch.tensor(v, dtype=torch.float64).log()).sum())
+
+    yield "a little more or less is worse", out > 0 and objective(out) < min(objective(0.97 * out), objective(1.03 * out)), \
+        "set the derivative with respect to v to zero: -e^2 / (2 v^2) + 1 / (2 v), summed"
+    yield "errors around another value than 0 count in full", close(float(answer(x, x + 1)), 1.0, rtol=1e-3), \
+        "the mean of the squared error, not the variance of the error"
+
+
+@exercise("01.6", "a Gaussian fitted to the latents")
+def _(answer):
+    mixing = noise(6, 6, seed=3)
+    z = (noise(400, 6) @ mixing + torch.arange(6)).reshape(400, 2, 1, 3)
+    sample, seeded = answer(z), torch.Generator().manual_seed(5)
+    n = 20_000
+    out = sample(n, seeded)
+    yield "n latents of the shape of the given ones", tuple(out.shape) == (n, 2, 1, 3), "reshape to (n, *z.shape[1:])"
+    yield "the generator decides", torch.equal(sample(4, torch.Generator().manual_seed(1)),
+                                               sample(4, torch.Generator().manual_seed(1))), \
+        "pass generator= on to torch.randn"
+    flat, given = out.flatten(1).double(), z.flatten(1).double()
+    cov, spread = torch.cov(given.T), given.std(0)
+    yield "the mean is right", bool(((flat.mean(0) - given.mean(0)).abs() < 6.5 * spread / n**0.5).all()), \
+        "add the mean of the latents, value by value"
+    drawn = torch.cov(flat.T)
+    band = 6.5 * ((cov.diag()[:, None] * cov.diag() + cov**2) / n) ** 0.5 + 0.01 * cov.diag().max()
+    yield "each value has its variance", bool(((drawn - cov).diag().abs() < band.diag()).all()), \
+        "multiply the noise by a square root of the covariance: not by the covariance, nor by variances"
+    yield "values that belong together stay together", bool(((drawn - cov).abs() < band).all()), \
+        "the values are drawn one by one: use the whole covariance matrix, and the right side of its root"
+    few = answer(noise(5, 2, 3, 3))(7, torch.Generator().manual_seed(0))
+    yield "fewer latents than dimensions are no obstacle", tuple(few.shape) == (7, 2, 3, 3) and bool(few.isfinite().all()), \
+        "then the covariance has zero eigenvalues: eigh with clamp(min=0), or a little added to the diagonal"
+
+
 # 02 forward noising
 
 def _quarter_turn(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +295,7 @@ def _(vp_time):
     steeper = (torch.sqrt(0.05**2 - 20 * log_alpha) - 0.05) / 10
     yield "beta rises by 19.9", not close(found, steeper), "the slope of beta(t) is beta_max - beta_min, not beta_max"
     yield "it gives back the times of vp", close(found, t, rtol=1e-4, atol=1e-4), "vp has another log-SNR at these times"
+
 
 # 08 the complete model
 
