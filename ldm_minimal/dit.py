@@ -40,7 +40,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class DiTBlock(nn.Module):
     """Attention and MLP, each modulated before and gated after by c (B, D).
 
-    The paper's GELU is the tanh approximation. This is the exact one: on a CPU it takes less than half the time.
+    The paper's GELU is the tanh approximation. This is the exact one, as good and a little faster on a CPU.
     """
 
     def __init__(self, config: DiTConfig):
