@@ -297,6 +297,146 @@ def _(vp_time):
     yield "it gives back the times of vp", close(found, t, rtol=1e-4, atol=1e-4), "vp has another log-SNR at these times"
 
 
+# 05 guidance
+
+@exercise("05.1", "the tilted Gaussian")
+def _(answer):
+    grid = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
+
+    def normal(mean, var):
+        return -((grid - mean) ** 2) / (2 * var) - 0.5 * torch.tensor(var, dtype=torch.float64).log()
+
+    def truth(m, v, s):
+        p = ((1 - s) * normal(0.0, 1.0) + s * normal(m, v)).softmax(0)
+        mean = float((p * grid).sum())
+        return mean, float((p * (grid - mean) ** 2).sum())
+
+    cases = [(1.2, 0.5, s) for s in (0.5, 2.0, 4.0)] + [(-0.7, 0.8, 3.0), (0.4, 0.25, 1.5)]
+    ends = [(1.2, 0.5, 0.0), (1.2, 0.5, 1.0)]
+    got = {case: tuple(float(value) for value in done(answer(*case))) for case in ends + cases}
+    yield ("s = 0 gives the prior, N(0, 1)", close(torch.tensor(got.pop((1.2, 0.5, 0.0))), torch.tensor((0.0, 1.0))),
+           "at s = 0 the label must not count: of the two factors p(z)^(1 - s) and p(z | y)^s only the prior is left")
+    mean, var = got.pop((1.2, 0.5, 1.0))
+    yield ("s = 1 gives the class, N(m, v)", close(mean, 1.2) and close(var, 0.5),
+           "the second number should be the variance, not its root" if close(var, 0.5**0.5) else
+           "at s = 1 it is Bayes' rule itself: p(z) p(y | z) is proportional to p(z | y)")
+    yield ("the variance is that of the product, summed on a grid",
+           all(close(got[case][1], truth(*case)[1], rtol=1e-3) for case in cases),
+           "precisions (1 / variance) add up: 1 - s times that of the prior, s times that of the class")
+    yield ("the mean is that of the product, summed on a grid",
+           all(close(got[case][0], truth(*case)[0], rtol=1e-3) for case in cases),
+           "the mean is the precision-weighted one: s m / v divided by the new precision")
+
+
+@exercise("05.2", "rescaled guidance")
+def _(answer):
+    uncond, cond = 0.5 + 2.0 * noise(3, 4, 5, 7, seed=1), noise(3, 4, 5, 7, seed=2) - 0.3
+    cond = cond * torch.tensor([0.5, 1.0, 3.0]).reshape(-1, 1, 1, 1)
+    before = uncond.clone(), cond.clone()
+    plain = uncond + 3.0 * (cond - uncond)
+
+    def spread(x: Tensor) -> Tensor:
+        return x.flatten(1).std(1)
+
+    got = done(answer(uncond, cond, 3.0, 0.0))
+    yield ("the arguments are as they were", torch.equal(uncond, before[0]) and torch.equal(cond, before[1]),
+           "an operation in place (+=, mul_, ...) has changed an argument")
+    yield "it keeps the shape", got.shape == cond.shape, f"expected {tuple(cond.shape)}, got {tuple(got.shape)}"
+    yield ("phi = 0 is guidance as it was", close(got, plain),
+           "at phi = 0 nothing is rescaled: uncond + s (cond - uncond); is phi the share of the rescaled one?")
+    got = done(answer(uncond, cond, 3.0, 1.0))
+    whole = plain * (cond.std() / plain.std())
+    yield ("phi = 1 gives each sample the standard deviation of its own conditional estimate",
+           close(spread(got), spread(cond), rtol=1e-3),
+           "one ratio for the whole batch makes a sample depend on its neighbors: take the std over dims (1, 2, 3) only"
+           if close(got, whole, rtol=1e-3) else
+           "multiply by std(cond) / std(guided), each over all values of one sample and of all its channels together")
+    ratio = (spread(cond) / spread(plain)).reshape(-1, 1, 1, 1)
+    yield ("rescaling multiplies and does nothing else", close(got, plain * ratio, rtol=1e-3),
+           "no mean is taken out before, and none put back: guided * std(cond) / std(guided)")
+    mixture = (0.7 * ratio + 0.3) * plain
+    yield ("phi = 0.7 is a mixture of both", close(answer(uncond, cond, 3.0, 0.7), mixture, rtol=1e-3),
+           "phi times the rescaled estimate plus 1 - phi times the plain one")
+    yield ("scale 1 is the conditional estimate at any phi", close(answer(uncond, cond, 1.0, 0.7), cond),
+           "at s = 1 guided is cond and the ratio is 1")
+
+
+@exercise("05.3", "a test that catches")
+def _(answer):
+    def coin(shape, generator):
+        return torch.rand(shape, generator=generator)
+
+    def right(y, null, share, generator=None):
+        return torch.where(coin(y.shape, generator) < share, null, y)
+
+    def also_right(y, null, share, generator=None):
+        return torch.where(coin(y.shape, generator) >= 1 - share, torch.full_like(y, null), y)
+
+    def reverse(y, null, share, generator=None):
+        return torch.where(coin(y.shape, generator) > share, null, y)
+
+    def together(y, null, share, generator=None):
+        return torch.where(coin((1,), generator) < share, null, y)
+
+    def never(y, null, share, generator=None):
+        return y.clone()
+
+    def wrong_null(y, null, share, generator=None):
+        return torch.where(coin(y.shape, generator) < share, 0, y)
+
+    def one_class(y, null, share, generator=None):  # the right share in all, but only of the even classes
+        return torch.where((coin(y.shape, generator) < 2 * share) & (y % 2 == 0), null, y)
+
+    def shuffles(y, null, share, generator=None):
+        mixed = y[torch.randperm(len(y), generator=generator)]
+        return torch.where(coin(y.shape, generator) < share, null, mixed)
+
+    def in_place(y, null, share, generator=None):
+        y[coin(y.shape, generator) < share] = null
+        return y
+
+    def verdict(drop) -> bool:
+        try:
+            return bool(done(answer(drop)))
+        except (AssertionError, RuntimeError, IndexError, NotDone):
+            return False  # a test may also complain by an assert, or by returning nothing
+
+    done(answer(right))
+    yield ("right functions pass, eight times each", all(map(verdict, 8 * (right, also_right))),
+           "it turned a right one away: take more labels or a wider band, say five times sqrt(share (1 - share) / n)")
+    for drop, what, mistake in (
+        (reverse, "a reversed inequality is caught",
+         "90 % dropped passed: compare the share of nulls with the share asked for"),
+        (never, "no dropout at all is caught", "nothing was dropped, and it passed"),
+        (wrong_null, "a wrong null label is caught",
+         "dropped labels became class 0: count the nulls, and see that no other label has changed"),
+        (together, "one coin for the whole batch is caught",
+         "all or nothing passed: draw once with very many labels, not many times with the mean taken"),
+        (shuffles, "labels that move are caught",
+         "the labels that were kept stand at other places: compare them with the input where they are no null"),
+        (one_class, "a coin that looks at the label is caught",
+         "the share was right over all and wrong in each class: look at the classes one by one"),
+        (in_place, "a change of the input is caught",
+         "the labels given were overwritten, so the next epoch has fewer: keep a clone and compare"),
+    ):
+        yield what, not any(verdict(drop) for _ in range(3)), mistake
+
+
+@exercise("05.4", "what an interval costs")
+def _(answer):
+    log_snr = torch.linspace(-3.5, 2.5, 20, dtype=torch.float64)  # "middle": 20 knots, then the landing at t = 0
+    t = torch.atan(torch.exp(-log_snr)) * 2 / torch.pi  # cosine: alpha / sigma = 1 / tan(pi t / 2)
+    t[0] = 1.0
+    inside = int(((t >= 0.2) & (t <= 0.8)).sum())
+    value = float(answer)
+    yield ("it is a number between 20 and 40", 20 <= value <= 40,
+           "each of 20 steps costs one evaluation, or two inside the interval")
+    yield ("it is not the share of the time axis", value != 20 + round(0.6 * 20),
+           "0.2 ... 0.8 is 60 % of the time axis, but the grid is not uniform in t: see time_grid(20, cosine, 'middle')")
+    yield ("it counts the evaluations inside twice", value == 20 + inside,
+           f"{value:g} is not it: of 21 times the denoiser is asked at the first 20, at cost 2 inside and 1 outside")
+
+
 # 08 the complete model
 
 @exercise("08.1", "unscale, then clip")
