@@ -486,3 +486,89 @@ def _(answer):
         "operations are per image: multiply by the batch")
     yield "half the efficiency, twice the time", close(answer(1e6, 100, 10, peak=1e9, efficiency=0.25), 12.0), (
         "the share of the peak stands in the denominator")
+
+
+# 09 evaluation
+
+
+@exercise("09.1", "the bias of the Frechet distance")
+def _(answer):
+    for n in (1000, 50_000):  # tolerances: n - 1 in the place of n is as right
+        yield f"one dimension, n = m = {n}: 3 / n", close(answer(1, n, n), 3 / n, 0.01, 0), \
+            "the warm-up's case: 2 / n from the means and 1 / n from the standard deviations"
+    yield "both sets count: a set twice as large halves its own share", \
+        close(answer(3, 500, 1000), (answer(3, 500, 500) + answer(3, 1000, 1000)) / 2, 0.01, 0), \
+        "the variances of two independent sets add: 1 / n + 1 / m, not 2 / n or 2 / (n + m)"
+    big, small = float(answer(64, 1000, 1000)), float(answer(16, 1000, 1000))
+    yield "it grows with the square of the dimension, nearly", 8 < big / small < 16, \
+        "d means, but d (d + 1) / 2 entries of a covariance: did you count the entries off the diagonal?"
+    a, b = noise(40, 400, 8).double(), noise(40, 300, 8, seed=1).double()
+    measured = torch.stack([_frechet(p, q) for p, q in zip(a, b)]).mean()
+    yield f"40 pairs of 400 and 300 points in 8 dimensions have a mean FD of {measured:.3f}", \
+        abs(float(answer(8, 400, 300)) / measured - 1) < 0.15, \
+        "variance 2 / n for each entry on the diagonal, 1 / n off it, each pair (i, j), (j, i) twice, times 1/4"
+    yield "ten dimensions, 700 and 900 points, to two per cent", close(answer(10, 700, 900), 37.5 * (1 / 700 + 1 / 900), 0.02, 0), \
+        "near, but not the law: d (1/n + 1/m) from the means, d (d + 1) / 4 (1/n + 1/m) from the covariances"
+
+
+def _frechet(a: Tensor, b: Tensor) -> Tensor:
+    """The Frechet distance of two sets in float64, for exercise 09.1."""
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+
+
+@exercise("09.2", "the Frechet distance at infinite n")
+def _(answer):
+    sizes = [100, 250, 1000, 4000]
+    yield "values 0.3 + 50 / n give 0.3", close(answer(sizes, [0.3 + 50 / n for n in sizes]), 0.3, 1e-3, 1e-5), \
+        "fit a line in 1 / n (not in n) and return its value at 1 / n = 0, not its slope and not the value at the largest n"
+    yield "values that do not depend on n give themselves", close(answer([100, 200, 300], [0.7] * 3), 0.7, 1e-4, 0), \
+        "the fit needs a constant as well as 1 / n"
+    x = torch.tensor([1 / n for n in sizes]).double()
+    y = torch.tensor([1.0, 0.2, 0.5, 0.1]).double()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    yield "where the values scatter, all of them count", \
+        close(answer(sizes, y.tolist()), float(y.mean() - slope * x.mean()), 1e-3, 1e-5), \
+        "a line through two of the points only, or another weight for each of them"
+    yield "a negative estimate stays negative", close(answer([100, 200], [0.5, 0.2]), -0.1, 1e-3, 1e-5), \
+        "clamped at zero: then many estimates of zero would be too large on average"
+
+
+@exercise("09.3", "copies of training images")
+def _(answer):
+    train = (noise(31, 1, 6, 9).mul(60).add(128)).clamp(0, 255).to(torch.uint8)
+    new = (noise(5, 1, 6, 9, seed=1).mul(60).add(128)).clamp(0, 255).to(torch.uint8)
+    kept = train.clone()
+    found = answer(train[4:11], train)
+    yield "one answer, yes or no, for each sample", found.shape == (7,) and found.dtype == torch.bool, \
+        "return a bool tensor (N,), not the distances or a share"
+    yield "training images are copies", bool(found.all()), \
+        "the nearest training image is then at distance 0: compare it with the second nearest, the smaller first"
+    yield "new images are not", not answer(new, train).any(), \
+        "for these nearest and second nearest are alike: floats before subtracting? the right way round?"
+    near = (train[:3].int() + 4).clamp(0, 255).to(torch.uint8)
+    yield "four gray levels away is still a copy", bool(answer(near, train).all()), \
+        "only exact copies are found"
+    black, white = torch.zeros(1, 1, 6, 9, dtype=torch.uint8), torch.full((1, 1, 6, 9), 250, dtype=torch.uint8)
+    between = torch.full((1, 1, 6, 9), 100, dtype=torch.uint8)  # distances 100 and 150
+    pair = torch.cat([black, white])
+    yield "distances 100 and 150 are below a factor of 0.7", bool(answer(between, pair, 0.7)[0]), \
+        "is the factor used, and on the second nearest?"
+    yield "and not below a factor of 0.5", not answer(between, pair, 0.5)[0], \
+        "squared distances: (100 / 150)^2 is less than 0.5, 100 / 150 is not"
+    yield "the training set is left as it was", torch.equal(train, kept), "it was changed in place"
+
+
+@exercise("09.4", "samples for one per cent of accuracy")
+def _(answer):
+    value = float(answer)
+    exact = 9 * (0.92 * 0.08 + 0.93 * 0.07) / 0.01**2  # 12483
+    yield "more than a few thousand", value > 8000, \
+        "three standard errors of the *difference*: both variances, and 3 squared is 9"
+    yield "it is the number for each model", value < 1.5 * exact, \
+        "samples of each model, not of both together"
+    yield "within two per cent", abs(value / exact - 1) < 0.02, \
+        "9 (0.92 * 0.08 + 0.93 * 0.07) / 0.01^2"
