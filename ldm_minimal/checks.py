@@ -437,6 +437,154 @@ def _(answer):
            f"{value:g} is not it: of 21 times the denoiser is asked at the first 20, at cost 2 inside and 1 outside")
 
 
+# 07 samplers
+
+
+def _cosine(t):
+    """The cosine schedule, in float64."""
+    return torch.cos(t * (torch.pi / 2)).clamp(min=0), torch.sin(t * (torch.pi / 2))
+
+
+def _gaussian(t):
+    """Data N(0.7, 0.4^2): mean and standard deviation of z_t."""
+    alpha, sigma = _cosine(t)
+    return alpha * 0.7, (alpha**2 * 0.4**2 + sigma**2).sqrt()
+
+
+class _Ideal:
+    """The best denoiser for these data, which notes the times that it was asked about."""
+
+    def __init__(self):
+        self.times = []
+
+    def __call__(self, zt, t, y):
+        t = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+        self.times.append(float(t[0]))
+        (mean, std), alpha = _gaussian(t), _cosine(t)[0]
+        shape = (-1,) + (1,) * (zt.ndim - 1)
+        return 0.7 + (alpha * 0.4**2 / std**2).reshape(shape) * (zt - mean.reshape(shape))
+
+
+def _even(begin: float, end: float, steps: int) -> Tensor:
+    """Times with equal steps in log(alpha / sigma), for the cosine schedule."""
+    ends = torch.tensor([begin, end], dtype=torch.float64)
+    clock = -torch.log(torch.tan(ends * (torch.pi / 2)))
+    return torch.atan(torch.exp(-torch.linspace(*clock.tolist(), steps + 1, dtype=torch.float64))) * (2 / torch.pi)
+
+
+def _exact(z, times):
+    """Where the probability-flow ODE takes z, from the first to the last of the times."""
+    (mean, std), (mean_end, std_end) = _gaussian(times[0]), _gaussian(times[-1])
+    return mean_end + std_end / std * (z - mean)
+
+
+@exercise("07.1", "what DDPM forgets")
+def _(answer):
+    c = float(answer)
+    clock = [float(torch.log(a / b)) for a, b in (_cosine(torch.tensor(t, dtype=torch.float64)) for t in (0.8, 0.4))]
+    sigma, sigma_s = (float(_cosine(torch.tensor(t, dtype=torch.float64))[1]) for t in (0.8, 0.4))
+    ratio = float(torch.tensor(clock[0] - clock[1]).exp())  # of the signal-to-noise amplitudes
+    right = sigma_s * ratio
+    yield ("it is not DDIM's number", not close(c, sigma_s, 2e-3),
+           "sigma at 0.4 is what eta = 0 keeps, all of it; at eta = 1 part of the noise is drawn afresh")
+    yield ("it is the factor of eps", not close(c, right / sigma, 2e-3),
+           "this is the factor of z_t; eps stands in z_t with the factor sigma_t")
+    yield ("it is an amplitude", not close(c, right**2, 5e-3), "this is a variance: take the root")
+    yield ("it is one factor for the way, not one for each end", not close(c, ratio, 2e-3),
+           "exp(lambda_t - lambda_s) is right, but sigma_s, what z_s has of noise in all, is missing")
+    yield ("it does not depend on the number of steps", close(c, right, 2e-3),
+           "one step gives sqrt(sigma_s^2 - tau^2), with tau^2 = sigma_s^2 (1 - SNR_t / SNR_s)")
+
+
+@exercise("07.2", "the integral without the shortcut")
+def _(weight):
+    h = torch.tensor([0.05, 0.3, 1.0, 2.5], dtype=torch.float64)
+    h_last = torch.tensor([0.1, 0.2, 1.5, 0.7], dtype=torch.float64)
+    before = h.clone()
+    found = weight(h, h_last)
+    yield "the factor has the shape of h", found.shape == h.shape, "answer elementwise, for tensors of one shape"
+    yield "h is not overwritten", torch.equal(h, before), "work out of place"
+    yield ("it is not the shortcut", not close(found, h / (2 * h_last), 1e-3),
+           "h / (2 h_last) is the 2M that the chapter has; here the integral is wanted exactly")
+    yield ("the line rises in the direction of the step", bool((found > 0).all()),
+           "a sign: in the exponent or of the extrapolation; lambda grows along the way, so the weight is exp(+u)")
+    u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * h[:, None]  # the midpoint rule
+    weights = torch.exp(u)
+    right = (weights * u).sum(1) / weights.sum(1) / h_last
+    yield ("h_last enters as 1 / h_last", close(found * h_last, weight(h, 2 * h_last) * 2 * h_last, 1e-6),
+           "the slope of the line is (z0 - z0_last) / h_last")
+    yield ("it is the mean of u / h_last with the weight exp(u)", close(found, right, 1e-5),
+           "divide the integral of exp(u) u / h_last by that of exp(u), which is exp(h) - 1")
+    small = torch.tensor([1e-5], dtype=torch.float64)
+    yield ("for short steps it is h / (2 h_last)", close(weight(small, small), 0.5, 1e-3),
+           "digits are lost in a difference of nearly equal numbers: compute in float64, and use torch.expm1(h)")
+
+
+@exercise("07.3", "Heun's method")
+def _(heun):
+    z = noise(5, 2, 3, seed=1).double()
+    before = z.clone()
+    times, denoise = torch.tensor([1, 0.8, 0.45, 0.3, 0], dtype=torch.float64), _Ideal()
+    out = heun(denoise, z, torch.zeros(5, dtype=torch.long), _cosine, times)
+    yield ("the answer is one latent of the shape of the start", getattr(out, "shape", None) == z.shape,
+           "return the last z_s, not a list or a generator")
+    yield "the start is not overwritten", torch.equal(z, before), "work out of place"
+    yield ("the denoiser is not asked at t = 0", min(denoise.times) > 0,
+           "on the last step there is nothing to ask: land on z0_hat with one evaluation")
+    yield ("4 steps cost 7 evaluations", len(denoise.times) == 7,
+           f"you spent {len(denoise.times)}: two in each step, one in the last")
+    asked = [1, 0.8, 0.8, 0.45, 0.45, 0.3, 0.3]
+    yield ("each step asks at its own time and at the next one", close(denoise.times, torch.tensor(asked), 1e-9),
+           "the second evaluation belongs to the trial latent and to its time s")
+    starts, errors = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None], []
+    for steps in (80, 160):
+        grid = _even(0.98, 0.02, steps)
+        found = heun(_Ideal(), starts, torch.zeros(5, dtype=torch.long), _cosine, grid)
+        errors.append(float((found - _exact(starts, grid)).abs().max()))
+    order = float(torch.log2(torch.tensor(errors[0] / errors[1])))
+    yield (f"twice the steps, a quarter of the error (order {order:.2f})", 1.85 < order < 2.2 and errors[1] < 2e-3,
+           "repeat the step from z_t (not from the trial) with the mean of the two estimates of z0")
+
+
+@exercise("07.4", "from an image to its noise, and back")
+def _(invert):
+    z0, eps = noise(3, 2, 4, 5, seed=2).double(), noise(3, 2, 4, 5, seed=3).double()
+    times, y = torch.tensor([0.01, 0.2, 0.5, 0.55, 1.0], dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    (alpha, sigma), (alpha_end, sigma_end) = _cosine(times[0]), _cosine(times[-1])
+    start = alpha * z0 + sigma * eps
+    before = start.clone()
+    out = invert(lambda *_: z0, start, y, _cosine, times)
+    yield ("the answer is one latent of the shape of the start", getattr(out, "shape", None) == z0.shape,
+           "return the latent at times[-1]")
+    yield "the start is not overwritten", torch.equal(start, before), "work out of place"
+    yield ("it ends where the noise is, at times[-1]", not close(out, start, 0, 0.2),
+           "the way goes up: iterate over the times as they are")
+    yield ("with z0 known it finds the noise exactly", close(out, alpha_end * z0 + sigma_end * eps, 1e-6),
+           "from each time to the next: alpha_s z0 + sigma_s eps (`step` with eta = 0), without noise of your own")
+    starts, y = torch.linspace(-0.4, 1.8, 5, dtype=torch.float64)[:, None], torch.zeros(5, dtype=torch.long)
+    grid, denoise = _even(0.98, 0.02, 400).flip(0), _Ideal()
+    out = invert(denoise, starts, y, _cosine, grid)
+    yield ("rounds=0: the denoiser is asked once a step, at the time the latent is at",
+           close(denoise.times, grid[:-1], 1e-9),
+           "ask before the step, at the lower of its two times, once for each pair of neighbors")
+    yield ("Gaussian data: the distance from the mean, in standard deviations, is kept",
+           close(out, _exact(starts, grid), 0, 0.05), "the exact map is missed: one step for each pair of neighbors?")
+    grid, denoise = _even(0.98, 0.02, 40).flip(0), _Ideal()
+    out = invert(denoise, starts, y, _cosine, grid, 2)
+    yield ("rounds=2: three questions a step", len(denoise.times) == 120,
+           f"you asked {len(denoise.times)} times in 40 steps: one for the step, and one for each round")
+    expected = torch.stack([grid[:-1], grid[1:], grid[1:]], dim=1).flatten()
+    yield ("a round asks at the time of arrival", close(denoise.times, expected, 1e-9),
+           "the step has arrived at the upper of its two times: that time belongs to the latent there")
+    back = invert(_Ideal(), starts, y, _cosine, grid, 40)
+    for t, s in zip(grid.flip(0)[:-1], grid.flip(0)[1:]):  # DDIM, down
+        (alpha, sigma), (alpha_s, sigma_s) = _cosine(t), _cosine(s)
+        guess = _Ideal()(back, t.expand(5), y)
+        back = alpha_s * guess + sigma_s * (back - alpha * guess) / sigma
+    yield ("with 40 rounds DDIM returns to the start exactly", close(back, starts, 0, 1e-6),
+           "each round repeats the step from where it began (not from where it arrived), with the new estimate")
+
+
 # 08 the complete model
 
 @exercise("08.1", "unscale, then clip")
