@@ -297,6 +297,111 @@ def _(vp_time):
     yield "it gives back the times of vp", close(found, t, rtol=1e-4, atol=1e-4), "vp has another log-SNR at these times"
 
 
+# 04 the latent scale
+
+
+def _moments(n: int = 60, seed: int = 0) -> Tensor:
+    """(n, 2, 3, 4, 6): means with an offset and a spread of their own in each channel, and variances from .05 to 1."""
+    spread, offset = torch.tensor([0.5, 1.0, 3.0]), torch.tensor([-1.0, 0.0, 4.0])
+    mean = noise(n, 3, 4, 6, seed=seed) * spread[:, None, None] + offset[:, None, None]
+    mean += torch.linspace(-2, 2, n)[:, None, None, None]
+    logvar = noise(n, 3, 4, 6, seed=seed + 1).clamp(-3, 0)
+    return torch.stack([mean, logvar], dim=1)
+
+
+@exercise("04.1", "a shift and a scale for each channel")
+def _(answer):
+    moments = _moments()
+    kept = moments.clone()
+    shift, scale = answer(moments)
+    yield ("one shift and one scale per channel, shape (C,)", shift.shape == scale.shape == (3,),
+           f"got shapes {tuple(shift.shape)} and {tuple(scale.shape)}: reduce over images, rows and columns, keep the channels")
+    yield "the input is left as it was", torch.equal(moments, kept), "something wrote into moments: work on a new tensor"
+    mean, variance = moments[:, 0].double(), moments[:, 1].double().exp()
+    center = mean.mean((0, 2, 3))
+    yield ("the shift is the mean of each channel", close(shift, center),
+           "z0 = scale * (z - shift): the shift is in units of z, neither scaled nor negated")
+    total = mean.var((0, 2, 3), correction=0) + variance.mean((0, 2, 3))
+    yield ("the scale is not that of the means alone", not close(scale, mean.std((0, 2, 3), correction=0) ** -1, rtol=1e-2),
+           "training sees samples: Var(z) = Var(mean) + E[exp(logvar)], and the second term is missing")
+    yield "the scale is not the variance's inverse", not close(scale, 1 / total, rtol=1e-2), "1 / std, not 1 / variance"
+    yield ("exp(logvar) is the variance", not close(scale, (mean.var((0, 2, 3)) + (variance**0.5).mean((0, 2, 3))) ** -0.5, rtol=1e-3),
+           "exp(logvar / 2) is the standard deviation; the sum needs the variance, exp(logvar)")
+    yield ("scale * (z - shift) has mean 0 and std 1 in each channel", close(scale, total**-0.5, rtol=3e-3),
+           "compare with 1 / sqrt(Var(mean) + E[exp(logvar)]), taken in each channel about that channel's mean")
+
+
+@exercise("04.2", "the scale of a stream")
+def _(answer):
+    moments = _moments()
+
+    def stream(data: Tensor, sizes: list[int]):
+        yield from data.split(sizes)
+
+    def exact(data: Tensor) -> Tensor:
+        mean, logvar = data[:, 0].double(), data[:, 1].double()
+        return (mean.var(correction=0) + logvar.exp().mean()) ** -0.5
+
+    first = answer(stream(moments, [60]))
+    yield ("one batch: 1 / sqrt(Var(mean) + E[exp(logvar)])", close(first, exact(moments)),
+           "on a single batch this is latent_scale itself: is exp(logvar) there, and 1 / sqrt at the end?")
+    yield ("six batches of one size: the same number", close(answer(stream(moments, [10] * 6)), exact(moments)),
+           "an average of the batches' scales, stds or variances leaves out the variance between the batches: "
+           "collect the sums of mean, mean**2 and exp(logvar) instead")
+    yield ("batches of unequal size: the same number", close(answer(stream(moments, [1, 40, 19])), exact(moments)),
+           "a batch of 1 counts as much as one of 40: divide sums by the number of values at the very end")
+    far = moments.clone()
+    far[:, 0] += 1000
+    yield ("latents around 1000: still the same, to four digits", close(answer(stream(far, [1, 40, 19])), exact(far)),
+           "E[mean**2] - E[mean]**2 loses its digits in float32: convert each batch to float64 first")
+
+
+@exercise("04.3", "a wrong scale on the straight line")
+def _(answer):
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    yield "t = 0 stays data, t = 1 stays noise", close(answer(t, 3.0)[[0, -1]], torch.tensor([0.0, 1.0])), \
+        "both ends are fixed points: no signal stays no signal, whatever the scale"
+    yield "s = 1 changes nothing", close(answer(t, 1.0), t), "unit data is the reference: for s = 1 the answer is t"
+    yield ("data larger than 1 is cleaner at the same t: t' < t for s = 3", bool((answer(t, 3.0) < t)[1:-1].all()),
+           "the other way round: s * (1 - t) / t = (1 - t') / t', solved for t'")
+    inner, s = t[1:-1], 0.3
+    there = answer(inner, s)
+    yield "the ratio of signal to noise agrees: (1 - t') / t' = s (1 - t) / t", close((1 - there) / there, s * (1 - inner) / inner), \
+        "write the ratio alpha / sigma of both sides, and solve for t'; is it s, not s**2 or log s?"
+    yield "1 / s undoes s", close(answer(there, 1 / s), inner), "shifting by log s and then by -log s must give t again"
+    u, eps = noise(9, 4, seed=2).double(), noise(9, 4, seed=3).double()
+    zt, unit = (1 - inner[:, None]) * s * u + inner[:, None] * eps, (1 - there[:, None]) * u + there[:, None] * eps
+    factor = (inner + s * (1 - inner))[:, None]
+    yield "z_t of the small data is a multiple of z_t' of unit data", close(zt, factor * unit), \
+        "the ratio agrees, so the two noisy tensors differ by one factor only"
+
+
+@exercise("04.4", "a schedule for a wrong scale")
+def _(answer):
+    def circle(t):
+        return torch.cos(t * (torch.pi / 2)).clamp(min=0), torch.sin(t * (torch.pi / 2))
+
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    for s in (0.2, 5.0):
+        schedule = answer(circle, s)
+        alpha, sigma = schedule(t)
+        yield f"s = {s}: alpha**2 + sigma**2 = 1", close(alpha**2 + sigma**2, 1.0), \
+            "a new ratio is not enough: divide both by sqrt(alpha**2 + sigma**2), so that the variance is preserved"
+        want = torch.log(circle(t)[0] / circle(t)[1])
+        got = torch.log(alpha / sigma) + torch.log(torch.tensor(s, dtype=torch.float64))
+        yield f"s = {s}: the sign of the shift", bool(((got - want).abs() < (torch.log(alpha / sigma) - torch.log(
+            torch.tensor(s, dtype=torch.float64)) - want).abs()).all()), \
+            "the other way round: data larger than 1 needs more noise, so it is sigma that gets the factor s"
+        yield f"s = {s}: s * alpha / sigma is what it is for unit data", close(got, want), \
+            "the log-SNR must move by exactly log s: is the factor s, not s**2 or sqrt(s)?"
+        ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        yield f"s = {s}: t = 0 is data and t = 1 is noise", close(ends[0], torch.tensor([1.0, 0.0])) and close(
+            ends[1], torch.tensor([0.0, 1.0])), "at the ends nothing changes; a division by sigma or by alpha gives NaN there"
+    shape = schedule(torch.rand(3, 1, 1, 1))[0]
+    yield "times of any shape and dtype", shape.shape == (3, 1, 1, 1) and shape.dtype == torch.float32, \
+        "a schedule takes (B, 1, 1, 1) in float32 as well: use only elementwise operations"
+
+
 # 05 guidance
 
 @exercise("05.1", "the tilted Gaussian")
