@@ -81,8 +81,9 @@ def code_cells(notebook: dict) -> list[dict]:
 
 
 def code_hash(notebook: dict) -> str:
-    """Changes with any token of any code cell."""
-    return hashlib.sha256("\0".join(text(cell) for cell in code_cells(notebook)).encode()).hexdigest()
+    """Changes with any token of any code cell, but for the set-up cell, which `synced` keeps and `stamp` may change."""
+    sources = [text(cell) for cell in code_cells(notebook) if "setup" not in tags(cell)]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
 def package_source(name: str) -> str:
@@ -108,7 +109,7 @@ def meaning(source: str) -> str:
 
 def address() -> str:
     """The repository's public address, which stands in pyproject.toml; empty as long as there is none."""
-    return re.search(r'(?m)^Repository = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    return re.search(r'(?m)^repository = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
 
 
 def badge(path: Path, where: str) -> str:
@@ -180,7 +181,7 @@ def main() -> None:
     if args.what == "stamp":
         project = ROOT / "pyproject.toml"
         lines = project.read_text(encoding="utf-8")
-        lines = re.sub(r'(?m)^Repository = ".*"$', f'Repository = "{args.which[0]}"', lines)
+        lines = re.sub(r'(?m)^repository = ".*"$', f'repository = "{args.which[0]}"', lines)
         project.write_text(lines, encoding="utf-8")
     if args.what in ("sync", "stamp"):
         return print("changed:", ", ".join(sync()) or "nothing")

@@ -297,6 +297,107 @@ def _(vp_time):
     yield "it gives back the times of vp", close(found, t, rtol=1e-4, atol=1e-4), "vp has another log-SNR at these times"
 
 
+# 03 the U-Net and the denoiser
+
+@exercise("03.1", "what a target weighs")
+def _(answer):
+    t = torch.tensor([0.1, 0.35, 0.5, 0.8, 0.97], dtype=torch.float64)
+    alpha, sigma = torch.cos(t * torch.pi / 2), torch.sin(t * torch.pi / 2)
+    yield "x0 weighs its own error with 1", close(answer(alpha, sigma, "x0"), 1.0), \
+        "for x0 the output is z0, so both losses are the same"
+    eps = torch.as_tensor(answer(alpha, sigma, "eps"), dtype=torch.float64)
+    snr = (alpha / sigma) ** 2
+    yield "eps weighs it with alpha^2 / sigma^2", close(eps, snr), (
+        "upside down: an error of z0 times alpha / sigma is the error of eps" if close(eps, 1 / snr) else
+        "losses are squares: square the factor" if close(eps, snr.sqrt()) else
+        "keep z_t fixed: an error e of z0 is an error -alpha e / sigma of eps")
+    v = torch.as_tensor(answer(alpha, sigma, "v"), dtype=torch.float64)
+    yield "v weighs it with 1 + alpha^2 / sigma^2 where alpha^2 + sigma^2 = 1", close(v, 1 + snr), \
+        "put eps = (z_t - alpha z0) / sigma into v = alpha eps - sigma z0, and see what z0 is multiplied by"
+    yield "flow weighs it with 1 / sigma^2 on the straight line", \
+        close(answer(1 - t, t, "flow"), 1 / t**2), "the determinant is alpha + sigma, which is 1 there"
+    yield "on the straight line v weighs it with ((1 - t)^2 + t^2)^2 / t^2", \
+        close(answer(1 - t, t, "v"), ((1 - t) ** 2 + t**2) ** 2 / t**2), \
+        "alpha^2 + sigma^2 = 1 was used, which holds for variance-preserving schedules only"
+
+
+@exercise("03.2", "attention in a window")
+def _(answer):
+    def plain(q, k, v):
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+    height, width = 4, 7
+    q, k, v = (noise(3, 2, height * width, 8, seed=i) for i in range(3))
+    out = answer(q, k, v, height, width, 28)
+    yield "the shape stays (B, heads, N, d)", out.shape == v.shape, f"got {tuple(out.shape)}, expected {tuple(v.shape)}"
+    yield "a window over the whole map is plain attention", close(out, plain(q, k, v)), \
+        "is every score divided by sqrt(d), and nothing masked that is near enough?"
+    ones = answer(q, k, torch.ones_like(v), height, width, 1)
+    yield "the weights of a window add up to 1", close(ones, torch.ones_like(v)), \
+        "mask before the softmax, with -inf, not after it with 0"
+    yield "radius 0 gives every position its own value", close(answer(q, k, v, height, width, 0), v), \
+        "only the position itself is at distance 0"
+    unit = torch.eye(height * width).expand(3, 2, -1, -1)  # values that show the weights
+    weights = answer(q, k, unit, height, width, 1)[0, 0]
+    row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
+    near = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs()) <= 1
+    ragged = (torch.arange(28)[:, None] - torch.arange(28)).abs() <= 1
+    tall = torch.maximum((torch.arange(28)[:, None] // height - torch.arange(28) // height).abs(),
+                         (torch.arange(28)[:, None] % height - torch.arange(28) % height).abs()) <= 1
+    found = weights > 0
+    yield "each position sees the 3x3 square around it and nothing else", bool((found == near).all()), (
+        "the distance is that of the flattened index: the end of a row is not next to the start of the following one"
+        if bool((found == ragged).all()) else
+        "height and width changed places: position i lies in row i // width" if bool((found == tall).all()) else
+        "the distance is the larger one of |rows| and |columns|, and the radius itself belongs to the window")
+
+
+@exercise("03.3", "an average without a start")
+def _(answer):
+    same = [2.5] * 7
+    found = [float(x) for x in answer(same, 0.99)]
+    yield "one average for each value", len(found) == 7, f"got {len(found)} averages for 7 values"
+    yield "the average of a constant is that constant, from the first step", close(found, torch.tensor(same)), \
+        ("without a division by 1 - d^n the start at zero stays in the average" if close(found[0], 0.025) else
+         "divide what you return by 1 - d^n, n from 1, and keep the running average itself as it is")
+    values, d = noise(40).tolist(), 0.9
+    found = torch.tensor([float(x) for x in answer(values, d)])
+    second = (d * values[0] + values[1]) / (1 + d)
+    yield "after two values it is (d x1 + x2) / (1 + d)", close(found[1], second), (
+        "that keeps the first value with the weight d instead of 1 - d: a start with x1 is a start, too"
+        if close(found[1], d * values[0] + (1 - d) * values[1]) else
+        "after n values divide by 1 - d^n, with n counted from 1")
+    weights = d ** torch.arange(39, -1, -1.0)
+    yield "the n-th value back has d^n of the weight of the last", \
+        close(found[-1], (weights * torch.tensor(values)).sum() / weights.sum()), \
+        "the correction must not go back into the running average: keep the two apart"
+
+
+@exercise("03.6", "the best linear denoiser")
+def _(answer):
+    cov = torch.tensor([[1.5, 0.9, 0.0], [0.9, 1.0, -0.3], [0.0, -0.3, 0.4]], dtype=torch.float64)
+    mean, n = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), 200_001
+    alpha, sigma = 0.6, 0.8
+    z0 = mean + noise(n, 3).double() @ torch.linalg.cholesky(cov).T
+    zt = alpha * z0 + sigma * noise(n, 3, seed=1).double()
+    kept = zt.clone()
+    out = answer(zt, alpha, sigma, mean, cov)
+    yield "the shape stays (B, D), and z_t is not changed", out.shape == zt.shape and torch.equal(zt, kept), \
+        f"got {tuple(out.shape)} for {tuple(zt.shape)}, or z_t was changed in place"
+    yield "without noise it is z_t / alpha", close(answer(zt[:5], 0.9, 1e-7, mean, cov), zt[:5] / 0.9), \
+        "then cov cancels: alpha cov (alpha^2 cov)^-1 = 1 / alpha; is the mean of z_t, alpha mean, subtracted?"
+    yield "with nothing but noise it is the mean", close(answer(zt[:5], 0.0, 1.0, mean, cov), mean.expand(5, 3)), \
+        "nothing is known there but the mean of the data: is it added back?"
+    scale = answer(mean + noise(4, 3).double(), alpha, sigma, mean, torch.eye(3).double())
+    expected = mean + alpha * (mean + noise(4, 3).double() - alpha * mean)
+    yield "for white latents it is mean + alpha (z_t - alpha mean)", close(scale, expected), \
+        "the covariance of z_t is alpha^2 cov + sigma^2 I"
+    error = out - z0
+    yield "its error is uncorrelated with z_t, so no linear denoiser is better", \
+        bool((error.T @ (zt - alpha * mean) / n).abs().max() < 0.02), \
+        "rows are samples: (z_t - alpha mean) @ inverse @ cov, both symmetric; is it the inverse of the whole sum?"
+
+
 # 04 the latent scale
 
 
@@ -540,6 +641,92 @@ def _(answer):
            "0.2 ... 0.8 is 60 % of the time axis, but the grid is not uniform in t: see time_grid(20, cosine, 'middle')")
     yield ("it counts the evaluations inside twice", value == 20 + inside,
            f"{value:g} is not it: of 21 times the denoiser is asked at the first 20, at cost 2 inside and 1 outside")
+
+
+# 06 the diffusion transformer
+
+
+@exercise("06.1", "a patch embedding is a convolution")
+def _(answer):
+    for p, C, D in ((2, 3, 5), (3, 4, 6), (1, 4, 8)):
+        weight, zt = noise(D, C * p * p), noise(2, C, 2 * p, 3 * p, seed=1)
+        kept, kernel = weight.clone(), answer(weight, p)
+        shape = tuple(kernel.shape)
+        yield f"the kernel of {C} channels and patch {p} has shape {(D, C, p, p)}", shape == (D, C, p, p), (
+            f"its shape is {shape}: what conv2d takes is (out, in, height, width)")
+        wanted = torch.nn.functional.pixel_unshuffle(zt, p).flatten(2).transpose(1, 2) @ weight.T
+        out = torch.nn.functional.conv2d(zt, kernel, stride=p).flatten(2).transpose(1, 2)
+        turned = torch.nn.functional.conv2d(zt, kernel.mT, stride=p).flatten(2).transpose(1, 2)
+        yield f"patch {p}: the convolution with stride {p} gives the tokens of the linear layer", close(out, wanted), (
+            "rows and columns of a patch are swapped" if close(turned, wanted) else
+            "the values of a token are ordered (channel, row, column), as pixel_unshuffle writes them")
+        yield f"patch {p}: the weight is as it was", torch.equal(weight, kept), "the weight was changed in place"
+
+
+@exercise("06.2", "fold the modulation away")
+def _(answer):
+    weight, bias, shift, scale, x = noise(5, 3), noise(5, seed=1), noise(3, seed=2), noise(3, seed=3), noise(7, 3, seed=4)
+    given = [weight, bias, shift, scale]
+    kept = [tensor.clone() for tensor in given]
+    W, b = answer(*given)
+    yield "the layer and its modulation are as they were", all(map(torch.equal, given, kept)), "an input was changed in place"
+    yield "weight and bias have the shapes of the layer", W.shape == (5, 3) and b.shape == (5,), (
+        f"they are {tuple(W.shape)} and {tuple(b.shape)}, and should be (5, 3) and (5,)")
+    yield "what multiplies x is right", close(W, weight + weight * scale), (
+        "the 1 in 1 + scale is missing: with scale zero the layer must stay what it is" if close(W, weight * scale) else
+        "scale multiplies inputs: column j of the weight is multiplied by 1 + scale[j]")
+    yield "what remains at x = 0 is right", close(b, weight @ shift + bias), (
+        "the shift is not scaled: the bias gains W shift, with the weight as it was" if close(b, W @ shift + bias) else
+        "the shift goes through the layer, too: the bias gains W shift")
+    out = torch.nn.functional.linear(x * (1 + scale) + shift, weight, bias)
+    yield "modulation and layer in one give the same outputs", close(torch.nn.functional.linear(x, W, b), out), "they differ"
+
+
+@exercise("06.3", "what does the paper count?")
+def _(answer):
+    tokens, width, depth = (32 // 2) ** 2, 1152, 28
+    linear, products = 12 * width**2 * tokens * depth / 1e9, 2 * tokens**2 * width * depth / 1e9
+    near = lambda wanted: abs(float(answer) / wanted - 1) < 0.004  # noqa: E731
+    if near(2 * (linear + products)):
+        mistake = "that counts a multiplication with its addition as two"
+    elif near(linear):
+        mistake = "the two products of attention, q k^T and weights times v, are missing"
+    elif float(answer) > 1e6:
+        mistake = "the answer is in billions"
+    elif float(answer) > 3 * linear:
+        mistake = "how many tokens does a 32 x 32 latent have with patch 2?"
+    else:
+        mistake = "half of 24 D^2 N + 4 D N^2 for a block, times the depth"
+    yield f"about {linear + products:.0f} billion multiply-adds, the paper's number of 119 nearly whole", near(linear + products), mistake
+
+
+@exercise("06.4", "rotary positions")
+def _(answer):
+    d, place = 8, torch.arange(6)
+    x = noise(2, 3, 6, d)
+    kept, out = x.clone(), answer(x, place)
+    yield "the shape and the dtype stay", out.shape == x.shape and out.dtype == x.dtype, (
+        f"{tuple(x.shape)} {x.dtype} became {tuple(out.shape)} {out.dtype}")
+    yield "the input is as it was", torch.equal(x, kept), "x was changed in place: rotate into a new tensor"
+    yield "at place 0 nothing is turned", close(out[:, :, 0], x[:, :, 0]), "the angle at place 0 is 0: cos 1, sin 0"
+    yield "lengths stay", close(out.norm(dim=-1), x.norm(dim=-1)), (
+        "a rotation is (a cos - b sin, a sin + b cos): one sign is wrong, or a and b share no angle")
+    q, k = noise(1, 1, 1, d, seed=1), noise(1, 1, 1, d, seed=2)
+
+    def product(m, n):
+        return (answer(q, torch.tensor([m])) * answer(k, torch.tensor([n]))).sum()
+
+    yield "q at m times k at n depends on m - n only", close(product(9, 4), product(6, 1)) and close(product(2, 5), product(0, 3)), (
+        "the angle must be place times frequency, the same for q and k")
+    yield "and it does depend on m - n", not close(product(9, 4), product(9, 5)), "nothing was turned"
+    turn = answer(torch.eye(d)[None, None].expand(1, 1, d, d), torch.ones(d))[0, 0]  # one place onward, as a matrix
+    angles = torch.linalg.eigvals(turn.double()).angle().abs().sort().values
+    wanted = (10_000.0 ** (-torch.arange(d // 2, dtype=torch.float64) * 2 / d)).repeat_interleave(2).sort().values
+    yield "the frequencies run from 1 down, 10000^(-2i/d)", close(angles, wanted, 1e-3, 1e-5), (
+        "all pairs turn alike" if close(angles, angles[-1].item(), 1e-2) else "pair i turns by 10000^(-2i/d) a place")
+    far = answer(x.double(), place)
+    yield "float64 stays float64, and gives the same", far.dtype == torch.float64 and close(far, out), (
+        "compute the angles in the dtype of x")
 
 
 # 07 samplers
@@ -825,3 +1012,45 @@ def _(answer):
         "samples of each model, not of both together"
     yield "within two per cent", abs(value / exact - 1) < 0.02, \
         "9 (0.92 * 0.08 + 0.93 * 0.07) / 0.01^2"
+
+
+# 10 perceptual compression
+
+@exercise("10.1", "how far a patch reaches")
+def _(answer):
+    yield "one convolution sees its kernel", answer([(5, 1)]) == 5 and answer([(3, 2)]) == 3, (
+        "start from 1 pixel, and add (kernel - 1) times the distance between neighbors so far; a layer's own stride comes after")
+    yield "two of (3, 1) see 5", answer([(3, 1), (3, 1)]) == 5, "the fields overlap: do not multiply or add the kernels"
+    yield "(3, 2), (3, 1) sees 7", answer([(3, 2), (3, 1)]) == 7, (
+        "behind a stride of 2, neighbors are 2 pixels apart: the strides so far multiply what a kernel adds")
+    yield "the discriminator sees 18", answer([(4, 2), (4, 2), (3, 1), (1, 1)]) == 18, (
+        "strides multiply: after two of stride 2 neighbors are 4 pixels apart")
+    yield "many layers", answer([(3, 2)] * 5) == 63, "the distance between neighbors doubles with every stride of 2"
+
+
+@exercise("10.2", "straight through rounding")
+def _(answer):
+    z = (3 * noise(3, 4, 5)).requires_grad_(True)
+    kept = z.detach().clone()
+    out = answer(z)
+    yield "forward, it rounds", close(out.detach(), kept.round()), "the value must be round(z) itself, with nothing added"
+    yield "the gradient reaches z", out.requires_grad, "detached as a whole: nothing is left for the gradient to pass through"
+    weights = noise(3, 4, 5, seed=1)
+    (out * weights).sum().backward()
+    grad = z.grad if z.grad is not None else torch.zeros_like(z)
+    yield "its gradient is that of the identity", close(grad, weights), (
+        "torch.round alone has the gradient 0 everywhere" if not grad.abs().any() else
+        "z is counted more than once: z + (round(z) - z).detach() has it once")
+    yield "z itself is left alone", torch.equal(z.detach(), kept), "z was changed in place"
+
+
+@exercise("10.3", "how many bits")
+def _(answer):
+    yield "256 codes are 8 bits: 28 x 28 places compress nothing", close(answer(256, 28, 28), 1.0), (
+        "log2, not the natural logarithm; and a pixel of the image has 8 bits" if not close(answer(256, 28, 28), 1 / 8)
+        else "a pixel of the image has 8 bits")
+    yield "512 codes at 7 x 7: 6272 bits to 441", close(answer(512, 7, 7), 6272 / 441), (
+        "bits of the image / bits of the latent, and a latent has places * log2(codes) of them")
+    yield "a bigger book holds more bits, so it compresses less", answer(1024, 7, 7) < answer(16, 7, 7), (
+        "the fraction is upside down")
+    yield "the image's size counts", close(answer(2, 4, 4, height=16, width=32), 256.0), "use height and width"

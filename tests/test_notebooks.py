@@ -102,7 +102,7 @@ def test_sync_has_nothing_to_do():
 def test_one_token_changed_in_package_or_notebook_is_noticed():
     source = keeper.package_source("ldm_minimal.schedule.log_snr")
     assert keeper.meaning(source) == keeper.meaning(source.replace('"""', '"""Other words. ', 1))
-    assert keeper.meaning(source) != keeper.meaning(source.replace("-", "+"))
+    assert keeper.meaning(source) != keeper.meaning(source.replace(" - ", " + "))
     book = keeper.read(FILES[0])
     before = keeper.code_hash(book)
     cell = keeper.code_cells(book)[-1]

@@ -83,5 +83,3 @@ CASES = [
 ]
 SOLUTIONS = {number: right for number, right, _ in CASES}
 WRONG = {number: wrong for number, _, wrong in CASES}
-SOLUTIONS = {number: right for number, right, _ in CASES}
-WRONG = {number: wrong for number, _, wrong in CASES}

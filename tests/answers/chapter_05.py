@@ -93,3 +93,5 @@ CAUGHT = [
 ]
 WRONG = {number: [(answer, words) for n, answer, words in CAUGHT if n == number] for number in SOLUTIONS}
 WRONG = {number: [(answer, words) for n, answer, words in CAUGHT if n == number] for number in SOLUTIONS}
+WRONG = {number: [(answer, words) for n, answer, words in CAUGHT if n == number] for number in SOLUTIONS}
+WRONG = {number: [(answer, words) for n, answer, words in CAUGHT if n == number] for number in SOLUTIONS}

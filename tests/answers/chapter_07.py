@@ -170,3 +170,7 @@ SOLUTIONS = [(number, answer) for number, answer, _, holds in CASES if holds]
 WRONG = {n: [(a, words) for number, a, words, holds in CASES if number == n and not holds] for n, _ in SOLUTIONS}
 SOLUTIONS = [(number, answer) for number, answer, _, holds in CASES if holds]
 WRONG = {n: [(a, words) for number, a, words, holds in CASES if number == n and not holds] for n, _ in SOLUTIONS}
+SOLUTIONS = [(number, answer) for number, answer, _, holds in CASES if holds]
+WRONG = {n: [(a, words) for number, a, words, holds in CASES if number == n and not holds] for n, _ in SOLUTIONS}
+SOLUTIONS = [(number, answer) for number, answer, _, holds in CASES if holds]
+WRONG = {n: [(a, words) for number, a, words, holds in CASES if number == n and not holds] for n, _ in SOLUTIONS}
