@@ -170,8 +170,8 @@ def test_cells_are_plain_python(name):
 
 
 def test_nbval_collects_every_code_cell():
-    done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "--nbval-lax", "--nbval-current-env",
-                           "notebooks"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "--nbval-lax",
+                           "--nbval-current-env", "notebooks"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     for name, book in BOOKS.items():
         collected = len(re.findall(rf"(?m)^notebooks/{re.escape(name)}::", done.stdout))
         assert collected == len(keeper.code_cells(book)), name
