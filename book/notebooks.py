@@ -86,6 +86,12 @@ def code_hash(notebook: dict) -> str:
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
+def output_hash(notebook: dict) -> str:
+    """Changes with any token of what the cells have shown: a stored number is as it was computed, or not stored."""
+    shown = [cell["outputs"] for cell in code_cells(notebook)]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
 def package_source(name: str) -> str:
     """The text of a top-level definition of the package, with the comments above it left out: "ldm_minimal.vae.VAE"."""
     module, _, wanted = name.rpartition(".")
@@ -161,7 +167,8 @@ def run(path: Path, timeout: int = 600) -> float:
     result["metadata"] = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-        "ldm": {"seconds": round(seconds, 1), "code": code_hash(result), "python": platform.python_version(),
+        "ldm": {"seconds": round(seconds, 1), "code": code_hash(result), "outputs": output_hash(result),
+                "python": platform.python_version(),
                 "device": "cuda" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
                 "versions": {name: importlib.metadata.version(name) for name in NAMES}},
     }

@@ -110,12 +110,21 @@ def test_one_token_changed_in_package_or_notebook_is_noticed():
     assert keeper.code_hash(book) != before
 
 
+def test_one_digit_changed_in_an_output_is_noticed():
+    book = keeper.read(FILES[1])
+    before = keeper.output_hash(book)
+    shown = next(out for cell in keeper.code_cells(book) for out in cell["outputs"] if "text" in out)
+    shown["text"] = [line.replace("0", "1", 1) for line in shown["text"]]
+    assert keeper.output_hash(book) != before
+
+
 # --- executed as stored, and clean
 
 @every_notebook
 def test_stored_outputs_belong_to_this_code(name):
     cells, about = keeper.code_cells(BOOKS[name]), BOOKS[name]["metadata"]["ldm"]
     assert about["code"] == keeper.code_hash(BOOKS[name]), "the code was changed after the run: `make notebooks`"
+    assert about["outputs"] == keeper.output_hash(BOOKS[name]), "the outputs are not those of the run: `make notebooks`"
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert {"seconds", "device", "python", "versions"} <= about.keys()
     assert about["seconds"] <= 120, "a chapter takes at most two minutes"
