@@ -97,7 +97,8 @@ def _(answer):
     yield "a sum over the latent values", not close(out, exact / 40), "this is the mean over the latent values"
     yield "the factor 1/2 is there", not close(out, 2 * exact), "twice too large: every term is halved"
     same = answer(mean_q, logvar_q, mean_q, logvar_q)
-    yield "zero between a Gaussian and itself", close(same, 0.0, atol=1e-4), "a term is missing: the -1, or the ratio of variances"
+    yield "zero between a Gaussian and itself", close(same, 0.0, atol=1e-4), (
+        "a term is missing: the -1, or the ratio of variances")
     zero = torch.zeros_like(mean_q)
     simple = 0.5 * (mean_q**2 + logvar_q.exp() - 1 - logvar_q).flatten(1).sum(1)
     yield "against N(0, I) it is the chapter's KL", close(answer(mean_q, logvar_q, zero, zero), simple), \
@@ -130,7 +131,8 @@ def _(answer):
     yield "shapes (D,) and (D, k)", tuple(mean.shape) == (12,) and tuple(basis.shape) == (12, 4), \
         "mean has one entry per pixel; basis has one column per code value"
     yield "x itself is left alone", torch.equal(x, before), "x - x.mean(0), not x -= x.mean(0)"
-    yield "the mean is that of the data", close(mean, x.mean(0), rtol=1e-3, atol=1e-3), "mean over images, not over pixels"
+    yield "the mean is that of the data", close(mean, x.mean(0), rtol=1e-3, atol=1e-3), (
+        "mean over images, not over pixels")
     yield "the columns are orthonormal", close(basis.T @ basis, torch.eye(4), atol=1e-3), \
         "eigenvectors of length 1; an SVD's right vectors are rows of Vh: transpose"
     centered = (x - x.mean(0)).double()
@@ -220,7 +222,8 @@ def _(betas_of):
         betas = torch.as_tensor(betas_of(schedule, steps))
         yield (f"{steps} steps give {steps} betas", betas.shape == (steps,),
                f"the shape is {tuple(betas.shape)}: T + 1 knots t = 0, 1/T, ..., 1 have T ratios between neighbors")
-        yield "in float64", betas.dtype == torch.float64, f"they are {betas.dtype}: make the times with dtype=torch.float64"
+        yield "in float64", betas.dtype == torch.float64, (
+            f"they are {betas.dtype}: make the times with dtype=torch.float64")
         alpha = schedule(torch.arange(steps + 1, dtype=torch.float64) / steps)[0]
         product = torch.cumprod(1 - betas, 0)
         yield ("the first step adds noise", bool(betas[0] > 0),
@@ -255,7 +258,8 @@ def _(transition):
                "what z_s brings along and what is added should make the variance of z_t")
     a, b = transition(torch.zeros(2), torch.tensor([0.3, 0.8]), _quarter_turn)
     alpha, sigma = _quarter_turn(torch.tensor([0.3, 0.8]))
-    yield "from clean data it is q(z_t | z0)", close(a, alpha) and close(b, sigma), "for s = 0 it should give (alpha_t, sigma_t)"
+    yield "from clean data it is q(z_t | z0)", close(a, alpha) and close(b, sigma), (
+        "for s = 0 it should give (alpha_t, sigma_t)")
 
 
 @exercise("02.3", "the score is a denoiser")
@@ -269,14 +273,17 @@ def _(score):
     z0_hat, zt = (parts.softmax(0) * each).sum(0).detach(), zt.detach()
     before = zt.clone(), z0_hat.clone()
     found = score(zt, z0_hat, alpha, sigma)
-    yield "a gradient for every number", found.shape == zt.shape, f"the shape is {tuple(found.shape)}, not {tuple(zt.shape)}"
-    yield "it points to where the density grows", not close(found, -wanted), "the sign is wrong: noise points away from the data"
+    yield "a gradient for every number", found.shape == zt.shape, (
+        f"the shape is {tuple(found.shape)}, not {tuple(zt.shape)}")
+    yield "it points to where the density grows", not close(found, -wanted), (
+        "the sign is wrong: noise points away from the data")
     yield ("it is divided by the variance of the noise", not close(found, wanted * sigma),
            "divide by sigma squared: what you have is minus the noise, E[eps | z_t]")
     yield ("the shrinking of the data counts", not close(found, (z0_hat - zt) / sigma**2),
            "z_t is centered at alpha z0, not at z0")
     yield "it is the gradient of log q(z_t)", close(found, wanted), "it differs from the gradient of the exact density"
-    yield "the inputs are left alone", close(zt, before[0]) and close(z0_hat, before[1]), "the function changed its inputs"
+    yield "the inputs are left alone", close(zt, before[0]) and close(z0_hat, before[1]), (
+        "the function changed its inputs")
 
 
 @exercise("02.4", "the time of a log-SNR")
@@ -286,15 +293,18 @@ def _(vp_time):
     lam = log_alpha - 0.5 * torch.log(-torch.expm1(2 * log_alpha))
     found = torch.as_tensor(vp_time(lam))
     yield "a time for every log-SNR", found.shape == t.shape, f"the shape is {tuple(found.shape)}, not {tuple(t.shape)}"
-    yield "no time is negative", bool((found > 0).all()), "some are not positive: take the other root (or a sign is wrong)"
+    yield "no time is negative", bool((found > 0).all()), (
+        "some are not positive: take the other root (or a sign is wrong)")
     yield ("later for less signal", bool((found.flatten().diff() > 0).all()),
            "t should grow as the log-SNR falls: is alpha / sigma the wrong way round?")
     yield ("in our units", not (close(vp_time(2 * lam), t) or close(vp_time(lam / 2), t)),
            "a factor 2: our log-SNR is log(alpha / sigma), not log(alpha**2 / sigma**2)")
-    yield "beta_min counts", not close(found, torch.sqrt(-log_alpha / 4.975)), "beta_min = 0.1 was left out of the equation"
+    yield "beta_min counts", not close(found, torch.sqrt(-log_alpha / 4.975)), (
+        "beta_min = 0.1 was left out of the equation")
     steeper = (torch.sqrt(0.05**2 - 20 * log_alpha) - 0.05) / 10
     yield "beta rises by 19.9", not close(found, steeper), "the slope of beta(t) is beta_max - beta_min, not beta_max"
-    yield "it gives back the times of vp", close(found, t, rtol=1e-4, atol=1e-4), "vp has another log-SNR at these times"
+    yield "it gives back the times of vp", close(found, t, rtol=1e-4, atol=1e-4), (
+        "vp has another log-SNR at these times")
 
 
 # 03 the U-Net and the denoiser
@@ -417,7 +427,8 @@ def _(answer):
     shift, scale = answer(moments)
     yield ("one shift and one scale per channel, shape (C,)", shift.shape == scale.shape == (3,),
            f"got shapes {tuple(shift.shape)} and {tuple(scale.shape)}: reduce over images, rows and columns, keep the channels")
-    yield "the input is left as it was", torch.equal(moments, kept), "something wrote into moments: work on a new tensor"
+    yield "the input is left as it was", torch.equal(moments, kept), (
+        "something wrote into moments: work on a new tensor")
     mean, variance = moments[:, 0].double(), moments[:, 1].double().exp()
     center = mean.mean((0, 2, 3))
     yield ("the shift is the mean of each channel", close(shift, center),
@@ -669,7 +680,8 @@ def _(answer):
     given = [weight, bias, shift, scale]
     kept = [tensor.clone() for tensor in given]
     W, b = answer(*given)
-    yield "the layer and its modulation are as they were", all(map(torch.equal, given, kept)), "an input was changed in place"
+    yield "the layer and its modulation are as they were", all(map(torch.equal, given, kept)), (
+        "an input was changed in place")
     yield "weight and bias have the shapes of the layer", W.shape == (5, 3) and b.shape == (5,), (
         f"they are {tuple(W.shape)} and {tuple(b.shape)}, and should be (5, 3) and (5,)")
     yield "what multiplies x is right", close(W, weight + weight * scale), (
@@ -679,7 +691,8 @@ def _(answer):
         "the shift is not scaled: the bias gains W shift, with the weight as it was" if close(b, W @ shift + bias) else
         "the shift goes through the layer, too: the bias gains W shift")
     out = torch.nn.functional.linear(x * (1 + scale) + shift, weight, bias)
-    yield "modulation and layer in one give the same outputs", close(torch.nn.functional.linear(x, W, b), out), "they differ"
+    yield "modulation and layer in one give the same outputs", close(torch.nn.functional.linear(x, W, b), out), (
+        "they differ")
 
 
 @exercise("06.3", "what does the paper count?")
@@ -886,7 +899,8 @@ def _(answer):
     norm = lambda tensors: torch.cat([g.flatten() for g in tensors]).norm()  # noqa: E731
     true = norm(kept) / 8
     got = list(answer(gradients, 8.0, 1e9))
-    yield "one gradient comes back for each that goes in", len(got) == 2, "return a list of as many tensors as were given"
+    yield "one gradient comes back for each that goes in", len(got) == 2, (
+        "return a list of as many tensors as were given")
     yield "a limit that is not reached changes nothing but the scale", all(
         close(g, k / 8) for g, k in zip(got, kept)), (
         "divide by the scale, once, and do not enlarge what is small enough")
@@ -905,7 +919,8 @@ def _(answer):
     yield "an epoch sees every image once", sorted(epoch.tolist()) == list(range(40)), (
         "drawn with replacement, or each batch from an order of its own?")
     after = torch.cat([torch.as_tensor(answer(step, 10, 40, 0)) for step in range(4, 8)])
-    yield "the next epoch too", sorted(after.tolist()) == list(range(40)), "the place in the epoch is step % (n // batch)"
+    yield "the next epoch too", sorted(after.tolist()) == list(range(40)), (
+        "the place in the epoch is step % (n // batch)")
     yield "in another order", not torch.equal(epoch, after), "the order must depend on the epoch"
     yield "the same step gives the same batch", torch.equal(torch.as_tensor(answer(2, 10, 40, 0)), epoch[20:30]), (
         "the answer depends on what was called before: use a generator made inside the function")
@@ -1033,8 +1048,10 @@ def _(answer):
     z = (3 * noise(3, 4, 5)).requires_grad_(True)
     kept = z.detach().clone()
     out = answer(z)
-    yield "forward, it rounds", close(out.detach(), kept.round()), "the value must be round(z) itself, with nothing added"
-    yield "the gradient reaches z", out.requires_grad, "detached as a whole: nothing is left for the gradient to pass through"
+    yield "forward, it rounds", close(out.detach(), kept.round()), (
+        "the value must be round(z) itself, with nothing added")
+    yield "the gradient reaches z", out.requires_grad, (
+        "detached as a whole: nothing is left for the gradient to pass through")
     weights = noise(3, 4, 5, seed=1)
     (out * weights).sum().backward()
     grad = z.grad if z.grad is not None else torch.zeros_like(z)
