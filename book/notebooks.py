@@ -1,7 +1,7 @@
 """The chapters' keeper: keeps notebooks and package one, runs them, stores their outputs.
 
     python book/notebooks.py run [NN ...]     execute all (or those chapters), and store outputs, minutes and a hash
-    python book/notebooks.py sync             package -> notebooks: defining cells, the set-up cell, badges, numbering
+    python book/notebooks.py sync             package -> notebooks: defining cells, the set-up cell, the Colab line
     python book/notebooks.py stamp ADDRESS    set the repository's public address (pyproject.toml), then sync
 
 A cell with the tag `defines:ldm_minimal.vae.Encoder` holds the definition that the package has. Several tags stand for
@@ -140,12 +140,12 @@ def synced(path: Path, notebook: dict, where: str) -> dict:
     return notebook
 
 
-def sync(where: str | None = None) -> list[str]:
+def sync() -> list[str]:
     """Write what `synced` says; returns the notebooks that changed."""
-    changed = []
+    changed, where = [], address()
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         before = path.read_text(encoding="utf-8")
-        write(path, synced(path, read(path), address() if where is None else where))
+        write(path, synced(path, json.loads(before), where))
         if path.read_text(encoding="utf-8") != before:
             changed.append(path.name)
     return changed
@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("which", nargs="*", help="run: numbers of chapters (default: all); stamp: the address")
     args = parser.parse_args()
     if args.what == "stamp":
+        if len(args.which) != 1:
+            parser.error("stamp takes the address, and nothing else")
         project = ROOT / "pyproject.toml"
         lines = project.read_text(encoding="utf-8")
         lines = re.sub(r'(?m)^repository = ".*"$', f'repository = "{args.which[0]}"', lines)

@@ -82,6 +82,11 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def _cosine(t: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosine schedule (alpha, sigma): variance preserving, down to alpha = 0."""
+    return torch.cos(t * (torch.pi / 2)).clamp(min=0), torch.sin(t * (torch.pi / 2))
+
+
 # 01 a variational autoencoder
 
 @exercise("01.1", "KL between two Gaussians")
@@ -199,12 +204,6 @@ def _(answer):
 
 # 02 forward noising
 
-def _quarter_turn(t: Tensor) -> tuple[Tensor, Tensor]:
-    """A quarter turn: variance preserving, down to alpha = 0."""
-    angle = t * (torch.pi / 2)
-    return torch.cos(angle).clamp(min=0), torch.sin(angle)
-
-
 def _straight_line(t: Tensor) -> tuple[Tensor, Tensor]:
     """A straight line: alpha + sigma = 1, not variance preserving."""
     return 1 - t, t
@@ -218,7 +217,7 @@ def _fading(t: Tensor) -> tuple[Tensor, Tensor]:
 
 @exercise("02.1", "back to betas")
 def _(betas_of):
-    for schedule, steps in ((_fading, 7), (_quarter_turn, 40)):
+    for schedule, steps in ((_fading, 7), (_cosine, 40)):
         betas = torch.as_tensor(betas_of(schedule, steps))
         yield (f"{steps} steps give {steps} betas", betas.shape == (steps,),
                f"the shape is {tuple(betas.shape)}: T + 1 knots t = 0, 1/T, ..., 1 have T ratios between neighbors")
@@ -242,7 +241,7 @@ def _(betas_of):
 @exercise("02.2", "from one noisy time to a later one")
 def _(transition):
     s, t = torch.tensor([0.1, 0.3, 0.05], dtype=torch.float64), torch.tensor([0.2, 0.9, 0.6], dtype=torch.float64)
-    for name, schedule in (("a variance preserving schedule", _quarter_turn), ("the straight line", _straight_line)):
+    for name, schedule in (("a variance preserving schedule", _cosine), ("the straight line", _straight_line)):
         a, b = transition(s, t, schedule)
         (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
         yield (f"{name}: a carries alpha_s to alpha_t", close(a * alpha_s, alpha_t),
@@ -256,8 +255,8 @@ def _(transition):
                "b**2 = 1 - a**2 holds only where alpha**2 + sigma**2 = 1")
         yield (f"{name}: a**2 sigma_s**2 + b**2 = sigma_t**2", close(b**2, wanted) and bool((b > 0).all()),
                "what z_s brings along and what is added should make the variance of z_t")
-    a, b = transition(torch.zeros(2), torch.tensor([0.3, 0.8]), _quarter_turn)
-    alpha, sigma = _quarter_turn(torch.tensor([0.3, 0.8]))
+    a, b = transition(torch.zeros(2), torch.tensor([0.3, 0.8]), _cosine)
+    alpha, sigma = _cosine(torch.tensor([0.3, 0.8]))
     yield "from clean data it is q(z_t | z0)", close(a, alpha) and close(b, sigma), (
         "for s = 0 it should give (alpha_t, sigma_t)")
 
@@ -312,7 +311,7 @@ def _(vp_time):
 @exercise("03.1", "what a target weighs")
 def _(answer):
     t = torch.tensor([0.1, 0.35, 0.5, 0.8, 0.97], dtype=torch.float64)
-    alpha, sigma = torch.cos(t * torch.pi / 2), torch.sin(t * torch.pi / 2)
+    alpha, sigma = _cosine(t)
     yield "x0 weighs its own error with 1", close(answer(alpha, sigma, "x0"), 1.0), \
         "for x0 the output is z0, so both losses are the same"
     eps = torch.as_tensor(answer(alpha, sigma, "eps"), dtype=torch.float64)
@@ -490,16 +489,13 @@ def _(answer):
 
 @exercise("04.4", "a schedule for a wrong scale")
 def _(answer):
-    def circle(t):
-        return torch.cos(t * (torch.pi / 2)).clamp(min=0), torch.sin(t * (torch.pi / 2))
-
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     for s in (0.2, 5.0):
-        schedule = answer(circle, s)
+        schedule = answer(_cosine, s)
         alpha, sigma = schedule(t)
         yield f"s = {s}: alpha**2 + sigma**2 = 1", close(alpha**2 + sigma**2, 1.0), \
             "a new ratio is not enough: divide both by sqrt(alpha**2 + sigma**2), so that the variance is preserved"
-        want = torch.log(circle(t)[0] / circle(t)[1])
+        want = torch.log(_cosine(t)[0] / _cosine(t)[1])
         got = torch.log(alpha / sigma) + torch.log(torch.tensor(s, dtype=torch.float64))
         yield f"s = {s}: the sign of the shift", bool(((got - want).abs() < (torch.log(alpha / sigma) - torch.log(
             torch.tensor(s, dtype=torch.float64)) - want).abs()).all()), \
@@ -743,11 +739,6 @@ def _(answer):
 
 
 # 07 samplers
-
-
-def _cosine(t):
-    """The cosine schedule, in float64."""
-    return torch.cos(t * (torch.pi / 2)).clamp(min=0), torch.sin(t * (torch.pi / 2))
 
 
 def _gaussian(t):

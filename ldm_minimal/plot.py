@@ -70,18 +70,18 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
     with matplotlib.rc_context(STYLE):
         figure = Picture(figsize=(inches[0], inches[1]), dpi=100)
         figure.alt = alt or title or ""
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.imshow(sheet, vmin=0, vmax=255, aspect="equal")
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
+        ax = figure.add_axes((0, 0, 1, 1))
+        ax.imshow(sheet, vmin=0, vmax=255, aspect="equal")
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
         middle_y = [(height + gap) * (i + 0.5) - gap / 2 for i in range(rows)]
         middle_x = [(width + gap) * (i + 0.5) - gap / 2 for i in range(columns)]
-        axes.set_yticks(middle_y if row_names else [], row_names)
-        axes.set_xticks(middle_x if column_names else [], column_names)
-        axes.xaxis.tick_top()
+        ax.set_yticks(middle_y if row_names else [], row_names)
+        ax.set_xticks(middle_x if column_names else [], column_names)
+        ax.xaxis.tick_top()
         if title:
-            axes.set_title(title, pad=8)
+            ax.set_title(title, pad=8)
     return figure
 
 
@@ -91,22 +91,20 @@ def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=(), log_x=(), 
 
     x_names: panel title -> what its x axis counts, where it is not steps.
     """
+    figure, places = axes(1, len(panels), (3.6 * len(panels), 3.0), alt, squeeze=False)
     with matplotlib.rc_context(STYLE):
-        figure = Picture(figsize=(3.6 * len(panels), 3.0), layout="constrained")
-        figure.alt = alt
-        for place, (title, lines) in enumerate(panels.items()):
-            axes = figure.add_subplot(1, len(panels), place + 1)
+        for ax, (title, lines) in zip(places[0], panels.items()):
             for name, (x, y) in lines.items():
-                axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) < 10 else None)
-            axes.set_title(title)
-            axes.set_xlabel((x_names or {}).get(title, "optimizer step"))
+                ax.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) < 10 else None)
+            ax.set_title(title)
+            ax.set_xlabel((x_names or {}).get(title, "optimizer step"))
             if title in log_y:
-                axes.set_yscale("log")
+                ax.set_yscale("log")
             if title in log_x:
-                axes.set_xscale("log")
+                ax.set_xscale("log")
             if len(lines) > 1:
                 beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(lines) > 3 else {}
-                axes.legend(fontsize=8, **beside)
+                ax.legend(fontsize=8, **beside)
     return figure
 
 
@@ -138,8 +136,8 @@ def pipeline(*highlight: str):
         ax.set(xlim=(-0.55, 5.75), ylim=(-0.5, 1.5))
         arrow = {"arrowstyle": "-|>", "color": "0.35", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.1}
 
-        def go(start, end, bend=0.0):
-            ax.annotate("", end, start, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"})
+        def go(start, end):
+            ax.annotate("", end, start, arrowprops=arrow)
 
         for name, (words, x, y) in BLOCKS.items():
             chosen = name in highlight

@@ -18,8 +18,8 @@ def load(path):
 
 
 MODULES = [load(path) for path in FILES]
-RIGHT = [case for module in MODULES for case in dict(module.SOLUTIONS).items()]
-RIGHT += [case for module in MODULES if isinstance(module.SOLUTIONS, list) for case in module.SOLUTIONS]  # more than one way
+RIGHT = [case for module in MODULES for case in (  # a list where there is more than one way
+    module.SOLUTIONS.items() if isinstance(module.SOLUTIONS, dict) else module.SOLUTIONS)]
 WRONG = [(number, answer, words) for module in MODULES for number, cases in module.WRONG.items() for answer, words in cases]
 
 

@@ -92,6 +92,3 @@ CAUGHT = [
     ("05.4", 32, "not uniform"), ("05.4", 13, "each of 20"), ("05.4", 28, "inside twice"),
 ]
 WRONG = {number: [(answer, words) for n, answer, words in CAUGHT if n == number] for number in SOLUTIONS}
-WRONG = {number: [(answer, words) for n, answer, words in CAUGHT if n == number] for number in SOLUTIONS}
-WRONG = {number: [(answer, words) for n, answer, words in CAUGHT if n == number] for number in SOLUTIONS}
-WRONG = {number: [(answer, words) for n, answer, words in CAUGHT if n == number] for number in SOLUTIONS}

@@ -88,4 +88,3 @@ CAUGHT = [("06.1", wrong_swapped, "rows and columns"), ("06.1", wrong_channels_l
          ("06.4", wrong_square, "place times frequency"), ("06.4", wrong_added, "cos 1, sin 0"),
          ("06.4", wrong_frequencies, "10000^(-2i/d)")]
 WRONG = {n: [(answer, words) for number, answer, words in CAUGHT if number == n] for n, _ in SOLUTIONS}
-WRONG = {n: [(answer, words) for number, answer, words in CAUGHT if number == n] for n, _ in SOLUTIONS}

@@ -1,8 +1,11 @@
 """Right and wrong answers to the exercises of chapter 7, samplers."""
 
 import math
+from functools import partial
 from itertools import pairwise
+
 import torch
+
 from ldm_minimal.sampler import step
 
 c = lambda t: (math.cos(t * math.pi / 2), math.sin(t * math.pi / 2))
@@ -14,15 +17,20 @@ def exact_weight(h, h_last):
     return (h / -torch.expm1(-h) - 1) / h_last
 
 
-def heun(denoise, zt, y, schedule, times):
+def heun(denoise, zt, y, schedule, times, mean=lambda a, b: (a + b) / 2, old_time=False, always_two=False):
     for t, s in pairwise(times):
         now, nxt = schedule(t), schedule(s)
         z0 = denoise(zt, t.expand(len(zt)), y)
-        if nxt[1] > 0:
-            trial = step(zt, z0, now, nxt)
-            z0 = (z0 + denoise(trial, s.expand(len(zt)), y)) / 2
+        if always_two or nxt[1] > 0:
+            trial, later = step(zt, z0, now, nxt), t if old_time else s
+            z0 = mean(z0, denoise(trial, later.expand(len(zt)), y))
         zt = step(zt, z0, now, nxt)
     return zt
+
+
+heun_always_two = partial(heun, always_two=True)
+heun_old_time = partial(heun, old_time=True)
+heun_second_only = partial(heun, mean=lambda a, b: b)
 
 
 def up(z, z0, now, nxt):
@@ -64,35 +72,6 @@ def invert_round_old_time(denoise, z, y, schedule, times, rounds=0):
             there = step(z, denoise(there, t.expand(len(z)), y), now, nxt)
         z = there
     return z
-
-
-def heun_always_two(denoise, zt, y, schedule, times):
-    for t, s in pairwise(times):
-        now, nxt = schedule(t), schedule(s)
-        z0 = denoise(zt, t.expand(len(zt)), y)
-        trial = step(zt, z0, now, nxt)
-        zt = step(zt, (z0 + denoise(trial, s.expand(len(zt)), y)) / 2, now, nxt)
-    return zt
-
-
-def heun_old_time(denoise, zt, y, schedule, times):
-    for t, s in pairwise(times):
-        now, nxt = schedule(t), schedule(s)
-        z0 = denoise(zt, t.expand(len(zt)), y)
-        if nxt[1] > 0:
-            z0 = (z0 + denoise(step(zt, z0, now, nxt), t.expand(len(zt)), y)) / 2
-        zt = step(zt, z0, now, nxt)
-    return zt
-
-
-def heun_second_only(denoise, zt, y, schedule, times):
-    for t, s in pairwise(times):
-        now, nxt = schedule(t), schedule(s)
-        z0 = denoise(zt, t.expand(len(zt)), y)
-        if nxt[1] > 0:
-            z0 = denoise(step(zt, z0, now, nxt), s.expand(len(zt)), y)
-        zt = step(zt, z0, now, nxt)
-    return zt
 
 
 def heun_generator(denoise, zt, y, schedule, times):
@@ -166,11 +145,5 @@ CASES = [
     ("07.4", invert_in_place, "out of place", False),
     ("07.4", invert_one_jump, "at the lower of its two times", False),
 ]
-SOLUTIONS = [(number, answer) for number, answer, _, holds in CASES if holds]
-WRONG = {n: [(a, words) for number, a, words, holds in CASES if number == n and not holds] for n, _ in SOLUTIONS}
-SOLUTIONS = [(number, answer) for number, answer, _, holds in CASES if holds]
-WRONG = {n: [(a, words) for number, a, words, holds in CASES if number == n and not holds] for n, _ in SOLUTIONS}
-SOLUTIONS = [(number, answer) for number, answer, _, holds in CASES if holds]
-WRONG = {n: [(a, words) for number, a, words, holds in CASES if number == n and not holds] for n, _ in SOLUTIONS}
 SOLUTIONS = [(number, answer) for number, answer, _, holds in CASES if holds]
 WRONG = {n: [(a, words) for number, a, words, holds in CASES if number == n and not holds] for n, _ in SOLUTIONS}
