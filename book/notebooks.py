@@ -1,6 +1,6 @@
 """The chapters' keeper: keeps notebooks and package one, runs them, stores their outputs.
 
-    python book/notebooks.py run [NN ...]     execute all (or those chapters), and store outputs, minutes and a hash
+    python book/notebooks.py run [NN ...]     execute all (or those: 05, solutions/05), and store outputs, minutes and a hash
     python book/notebooks.py sync             package -> notebooks: defining cells, the set-up cell, the Colab line
     python book/notebooks.py stamp ADDRESS    set the repository's public address (pyproject.toml), then sync
 
@@ -49,6 +49,11 @@ if importlib.util.find_spec("ldm_minimal") is None:
 from ldm_minimal import chapter
 
 budget = chapter.start()'''
+
+
+def files() -> list[Path]:
+    """All notebooks: the chapters, then the solutions of their exercises, which coursework.py writes."""
+    return sorted(NOTEBOOKS.glob("*.ipynb")) + sorted(NOTEBOOKS.glob("solutions/*.ipynb"))
 
 
 def read(path: Path) -> dict:
@@ -143,7 +148,7 @@ def synced(path: Path, notebook: dict, where: str) -> dict:
 def sync() -> list[str]:
     """Write what `synced` says; returns the notebooks that changed."""
     changed, where = [], address()
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for path in files():
         before = path.read_text(encoding="utf-8")
         write(path, synced(path, json.loads(before), where))
         if path.read_text(encoding="utf-8") != before:
@@ -183,7 +188,7 @@ def run(path: Path, timeout: int = 600) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "sync", "stamp"))
-    parser.add_argument("which", nargs="*", help="run: numbers of chapters (default: all); stamp: the address")
+    parser.add_argument("which", nargs="*", help="run: 05, solutions/05 ... (default: all); stamp: the address")
     args = parser.parse_args()
     if args.what == "stamp":
         if len(args.which) != 1:
@@ -195,9 +200,10 @@ def main() -> None:
     if args.what in ("sync", "stamp"):
         return print("changed:", ", ".join(sync()) or "nothing")
     os.environ.pop("LDM_FAST", None)  # what is stored was not hurried
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        if not args.which or path.name[:2] in args.which:
-            print(f"{path.name}: {run(path):.0f} s", flush=True)
+    for path in files():
+        name = str(path.relative_to(NOTEBOOKS))
+        if not args.which or name.startswith(tuple(args.which)):
+            print(f"{name}: {run(path):.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: python -m ldm_minimal {train, sample, reconstruct, evaluate, classic, info, bench}.
+"""The command line: python -m ldm_minimal {train, sample, reconstruct, evaluate, classic, info, bench, grade}.
 
 Exit codes: 0 done, 1 it failed (data, checkpoint, disk, divergence), 2 the call was wrong, 130 interrupted.
 """
@@ -91,6 +91,20 @@ def parser() -> argparse.ArgumentParser:
 
     command("info", "what this machine has: versions, device, precision and why, data and where, minutes to expect")
 
+    sub = commands.add_parser("grade", help="mark a submitted notebook, or a folder of them",
+                              description="mark the checked exercises of a submitted notebook, or of all notebooks below a folder",
+                              usage=f"{main.prog} grade [arguments] [options]")
+    sub.add_argument("submission", type=Path, nargs="?", help="a notebook, or a folder of notebooks of one assignment")
+    sub.add_argument("--out", type=Path, help="a notebook: Gradescope's results.json; a folder: a CSV (default: marks.csv), with the "
+                     "results of each submission beside it, which are kept when it is run again")
+    sub.add_argument("--exercises", nargs="+", metavar="NN.N", help="what to mark (default: the checked exercises of the chapters that occur)")
+    sub.add_argument("--private-seed", type=int, default=0, metavar="N",
+                     help="other numbers in the checks than those that students see (default: 0, the same)")
+    sub.add_argument("--seconds", type=float, default=20.0, help="for each answer, by the clock (default: 20)")
+    sub.add_argument("--memory", type=int, default=3000, metavar="MB", help="for each answer (default: 3000)")
+    sub.add_argument("--workers", type=int, help="answers at a time, for a folder (default: one for each core)")
+    sub.add_argument("--held", action="store_true", help="say what submissions cannot do on this machine, and what they can, and stop")
+
     sub = command("bench", "measure here: speed; a race in quality of latents, pixels and diffusers; how cost grows; "
                   "where a training step spends its time")
     sub.add_argument("kind", nargs="?", default="speed", choices=("speed", "race", "scale", "profile"),
@@ -106,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     commands = {"train": run_train, "sample": run_sample, "reconstruct": run_reconstruct, "evaluate": run_evaluate,
-                "classic": run_classic, "info": run_info, "bench": run_bench}
+                "classic": run_classic, "info": run_info, "bench": run_bench, "grade": run_grade}
     try:
         return commands[args.command](args) or 0
     except FAILURES as error:
@@ -368,6 +382,33 @@ def run_bench(args) -> int:
     if args.out and figure:
         plot.save_figure(figure(result), args.out.with_suffix(".png"))
         print(f"wrote {args.out.with_suffix('.png')}")
+    return 0
+
+
+def run_grade(args) -> int:
+    from .checks import EXERCISES
+    from .grading import grade, sandbox
+
+    if args.held:
+        print("\n".join(sandbox.held()))
+        return 0
+    if args.submission is None or not args.submission.exists():
+        raise ValueError(f"there is no {args.submission}: name a notebook, or a folder of them")
+    if unknown := set(args.exercises or ()) - EXERCISES.keys():
+        raise ValueError(f"no check for {', '.join(sorted(unknown))}; there are {', '.join(sorted(EXERCISES))}")
+    if args.seconds <= 0 or args.memory <= 0 or (args.workers or 1) < 1:
+        raise ValueError("--seconds, --memory and --workers are above 0")
+    limits = grade.Limits(args.seconds, args.memory)
+    with grade.private(args.private_seed):
+        if args.submission.is_dir():
+            out = args.out or Path("marks.csv")
+            done = grade.grade_folder(args.submission, out, args.exercises, limits, args.workers or grade.default_workers())
+            print(f"wrote {out}: {len(done)} submissions")
+            return 0
+        report = grade.grade(args.submission, args.exercises, limits)
+    print(report)
+    if args.out:
+        save_json(args.out, report.gradescope())
     return 0
 
 

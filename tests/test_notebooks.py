@@ -19,10 +19,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 import notebooks as keeper  # noqa: E402
 
-FILES = sorted(keeper.NOTEBOOKS.glob("*.ipynb"))
-BOOKS = {path.name: keeper.read(path) for path in FILES}
+FILES = keeper.files()
+BOOKS = {path.relative_to(keeper.NOTEBOOKS).as_posix(): keeper.read(path) for path in FILES}
 every_notebook = pytest.mark.parametrize("name", BOOKS)
-CHAPTERS = [name for name in BOOKS if not name.startswith("00")]
+SOLUTIONS = [name for name in BOOKS if name.startswith("solutions/")]
+CHAPTERS = [name for name in BOOKS if name not in SOLUTIONS and not name.startswith("00")]
 every_chapter = pytest.mark.parametrize("name", CHAPTERS)
 
 LAYERS = ("schedule", "layers", "ema", "vae", "unet", "dit", "classifier", "denoiser", "guidance", "sampler", "train",
@@ -49,7 +50,8 @@ def outputs(name: str):
 
 
 def test_the_sequence_has_no_gap():
-    assert [name[:2] for name in BOOKS] == [f"{i:02d}" for i in range(11)]
+    assert [name[:2] for name in BOOKS if name not in SOLUTIONS] == [f"{i:02d}" for i in range(11)]
+    assert SOLUTIONS == [f"solutions/{name}" for name in CHAPTERS]
 
 
 # --- one with the package
@@ -144,7 +146,7 @@ def test_stored_outputs_are_clean(name):
 @every_notebook
 def test_every_picture_has_a_text(name):
     pictures = [out for out in outputs(name) if "image/png" in out.get("data", {})]
-    assert pictures
+    assert pictures or name in SOLUTIONS
     for out in pictures:
         assert len(out["metadata"]["image/png"]["alt"]) >= 40, "alt= says what the figure shows"
 
@@ -234,7 +236,7 @@ def test_links_and_images(name):
     for target in re.findall(r"\]\(([^)\s]+)\)", words):
         if not target.startswith(("https://", "http://")):
             file, _, anchor = target.partition("#")
-            assert not file or (keeper.NOTEBOOKS / file).exists(), target
+            assert not file or (keeper.NOTEBOOKS / name).parent.joinpath(file).exists(), target
             if anchor:
                 where = markdown(file.rpartition("/")[2]) if file else words
                 heads = [re.sub(r"\s+", "-", head.strip()) for head in re.findall(r"(?m)^#+ (.*)$", where)]

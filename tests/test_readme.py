@@ -20,7 +20,9 @@ SMALL = {
     "train": ["--preset", "tiny", "--vae-train-steps", "3", "--denoiser-train-steps", "3", "--samples", "20"],
     "sample": ["--n", "2", "--steps", "2"], "reconstruct": ["--n", "4"], "evaluate": ["--n", "30", "--steps", "2"],
     "classic": ["--n", "20", "--steps", "2"], "info": [], "bench": ["--seconds", "0.01"],
+    "grade": [],
 }
+SUBMISSION = ROOT / "notebooks" / "10_perceptual_compression.ipynb"  # as a student opens it: with stubs
 
 
 def test_the_readme_shows_commands_of_every_kind():
@@ -32,6 +34,10 @@ def test_the_readme_shows_commands_of_every_kind():
 def test_each_python_command_runs(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = shlex.split(line)[3:]
+    if argv[0] == "grade":
+        (tmp_path / "submissions").mkdir()
+        for path in ("submission.ipynb", "submissions/one.ipynb"):
+            (tmp_path / path).write_text(SUBMISSION.read_text(encoding="utf-8"), encoding="utf-8")
     if "--resume" in argv:
         assert cli.main(["train", *SMALL["train"]]) == 0
         (tmp_path / "runs" / "fashion-mnist-tiny" / "metrics.json").unlink()
