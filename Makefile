@@ -4,7 +4,7 @@ VENV   ?= .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
 
-.PHONY: help setup train test mutants lab notebooks sync wheel bench clean
+.PHONY: help setup train test mutants lab notebooks sync book pdf wheel bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -19,10 +19,14 @@ $(VENV)/ready: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
+$(VENV)/ready-book: book/requirements.txt $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --requirement book/requirements.txt
+	@touch $@
+
 train: setup  ## train a complete latent diffusion model (ten minutes on two CPU cores)
 	$(BIN)/python -m ldm_minimal train $(ARGS)
 
-test: setup  ## run every test, and a sample of the mutants
+test: setup $(VENV)/ready-book  ## run every test, and a sample of the mutants
 	$(BIN)/python -m pytest $(ARGS)
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 	$(BIN)/python tests/mutants.py --sample 6
@@ -33,11 +37,17 @@ mutants: setup  ## put each known bug into a copy, and see that the tests find i
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
-notebooks: setup  ## execute every chapter and store its outputs (ARGS="03" for one)
+notebooks: setup  ## execute every chapter and its solutions, and store the outputs (ARGS="03" for one)
 	$(BIN)/python book/notebooks.py run $(ARGS)
 
 sync: setup  ## carry the package's definitions into the chapters
 	$(BIN)/python book/notebooks.py sync
+
+book: setup $(VENV)/ready-book  ## the site, into book/_build/html
+	$(BIN)/python book/build.py
+
+pdf: setup $(VENV)/ready-book  ## the book as one file, book/_build/book.pdf
+	$(BIN)/python book/build.py --pdf
 
 wheel: setup  ## dist/ldm_minimal-*.whl, to upload to Colab
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
@@ -46,4 +56,4 @@ bench: setup  ## measure speed on this machine
 	$(BIN)/python -m ldm_minimal bench $(ARGS)
 
 clean:  ## remove the virtual environment and caches (runs stay)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache
+	rm -rf $(VENV) build dist book/_build book/node_modules *.egg-info .pytest_cache

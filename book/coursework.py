@@ -277,7 +277,7 @@ def messages() -> str:
                 what, _, mistake = checks.verdict(number, *answers).findings[-1]
                 told[what, mistake] = told.get((what, mistake), 0) + 1
             title = checks.EXERCISES[number].title
-            parts.append("\n".join([f"### {number} {title}", "",
+            parts.append("\n".join([f"## {number} {title}", "",
                                     "| what does not hold | what the student is told |", "|---|---|",
                                     *(f"| {_cell(what)} | {_cell(mistake)} |" for what, mistake in told)]))
     return "\n\n".join(parts)

@@ -82,7 +82,7 @@ def test_the_tables_for_instructors_are_up_to_date():
     for path, text in coursework.tables().items():
         old, new = (re.sub(r"\d+(\.\d+)?", "N", each) for each in (path.read_text(encoding="utf-8"), text))
         assert old == new, f"{path.name}: run `python book/coursework.py tables`"
-    assert len(re.findall(r"(?m)^### ", text)) == len(CODED) and text.count("\n| ") > 3 * len(CODED)
+    assert len(re.findall(r"(?m)^## ", text)) == len(CODED) and text.count("\n| ") > 3 * len(CODED)
 
 
 SOURCE = '''# Exercises

@@ -112,6 +112,7 @@ HOSTILE = {  # the body of `score`, and the words that it must be told
     "a tensor on no device": ("return torch.empty(2, device='meta')", "no  "),
     "a sparse tensor": ("return zt[0].to_sparse()", "no  "),
     "an endless iterator": ("import itertools\n    return itertools.count()", "no  "),
+    "a huge number": ("return 10**10_000", "no  "),
     "a list in itself": ("x = []\n    x.append(x)\n    return x", "no  "),
     "a string of a gigabyte": ("return 'x' * 10**9", "no  "),
     "a syntax error": ("return (", "no Python"),

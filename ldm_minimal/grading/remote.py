@@ -50,8 +50,10 @@ class Packer:
 
     def pack(self, value):
         kind = type(value)
-        if value is None or kind in (bool, str) or kind is int and abs(value) < 2**63:
+        if value is None or kind in (bool, str):
             return value
+        if kind is int:
+            return value if abs(value) < 2**63 else {"opaque": "whole number of more than 64 bits"}
         if kind is float:
             return value if math.isfinite(value) else {"float": str(value)}
         if isinstance(value, torch.Tensor):
