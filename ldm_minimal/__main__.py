@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--private-seed", type=int, default=0, metavar="N",
                      help="other numbers in the checks than those that students see (default: 0, the same)")
     sub.add_argument("--seconds", type=float, default=20.0, help="for each answer, by the clock (default: 20)")
-    sub.add_argument("--memory", type=int, default=3000, metavar="MB", help="for each answer (default: 3000)")
+    sub.add_argument("--memory", type=int, default=2000, metavar="MB", help="for each answer (default: 2000)")
     sub.add_argument("--workers", type=int, help="answers at a time, for a folder (default: one for each core)")
     sub.add_argument("--held", action="store_true", help="say what submissions cannot do on this machine, and what they can, and stop")
 

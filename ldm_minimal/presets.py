@@ -58,7 +58,8 @@ PRESETS = {
         vae_train=TrainConfig(steps=6000, batch=128, lr=2e-3, clip=2000.0, warmup=200),
         denoiser_train=TrainConfig(steps=14_000, batch=256, lr=1e-3, ema=0.9995, warmup=500),
     ),
-    # the weights that ship with the package: 81 minutes on two busy CPU cores, the DiT included (see the model card)
+    # the first trainings of the shipped weights: 81 minutes on two busy CPU cores, the DiT included; the refined decoder
+    # and the second training of the U-Net made it 163 (see the model card)
     "release": RunConfig(
         samples=10_000,
         vae_train=TrainConfig(steps=4500, batch=128, lr=2e-3, clip=2000.0, warmup=200),

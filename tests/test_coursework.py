@@ -1,5 +1,6 @@
 """Coursework: one source for each chapter's exercises, and what is made of it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -144,6 +145,7 @@ def test_nbgrader_takes_the_course(tmp_path, monkeypatch):
     made = nbgrader_course.write(tmp_path)
     assert len(made) == len(SOURCES)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls alembic by name
     name = "02_forward_noising"
 
     def nbgrader(*args):

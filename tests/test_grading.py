@@ -204,7 +204,8 @@ def score(zt, z0_hat, alpha, sigma):
 @pytest.mark.parametrize("text, words", [
     ("", "not JSON"), ("{", "not JSON"), ("[1, 2]", "no list of cells"), ('{"cells": 3}', "no list of cells"), ("\udcff", "not JSON"),
     ('{"cells": [{"cell_type": "code", "source": 3}, 4, null]}', "nothing to grade"), ("[" * 100_000, "not JSON"),
-    ('{"cells": []}', "nothing to grade")])
+    ('{"cells": []}', "nothing to grade"), ('{"cells": ' + "9" * 5000 + "}", "not JSON"),
+    (json.dumps({"cells": [{"cell_type": "code", "source": "\n \t" * 500_000}]}), "nothing to grade")])
 def test_what_is_no_notebook_is_told_so(text, words, tmp_path, capsys):
     path = tmp_path / "a.ipynb"
     path.write_bytes(text.encode(errors="surrogateescape"))

@@ -155,7 +155,8 @@ def mark(number: str, cells: list[str], limits: Limits, trouble: str = "") -> Ma
     if not trouble and number not in submission.marked(cells):
         trouble = f"there is no cell with the line '# exercise {number}'"
     verdict = checks.Verdict(exercise, ((trouble, False, ""),)) if trouble else run(number, cells, limits)
-    return Mark(number, exercise.title, exercise.points, verdict.passed, str(verdict)[:4000])
+    words = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(verdict)[:4000])
+    return Mark(number, exercise.title, exercise.points, verdict.passed, words)
 
 
 def chapters(cells: list[str]) -> set[str]:

@@ -12,8 +12,9 @@ import symtable
 from dataclasses import dataclass
 from pathlib import Path
 
-MARK = re.compile(r"(?im)^\s*#+\s*exercise\s+(\d\d\.\d+)\b")
-MAGIC = re.compile(r"(?m)^(\s*)([%!?].*|.*\?)$")
+MARK = re.compile(r"(?im)^[ \t]*#+[ \t]*exercise[ \t]+(\d\d\.\d+)\b")
+CHECK = re.compile(r"""(?m)^[ \t]*(?:checks\.)?check\(["'](\d\d\.\d+)["']""")
+MAGIC = re.compile(r"(?m)^([ \t]*)([%!?].*|.*\?)$")
 ANEW = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign)
 LARGEST = 50 << 20  # bytes of a notebook
 
@@ -25,10 +26,14 @@ class Unreadable(ValueError):
 def code_cells(path: Path) -> list[str]:
     """The sources of a notebook's code cells; Unreadable where it is none."""
     try:
+        if not path.is_file():
+            raise Unreadable("this is no file")
         if path.stat().st_size > LARGEST:
             raise Unreadable(f"the file has more than {LARGEST >> 20} MB")
         book = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except Unreadable:
+        raise
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits
         raise Unreadable("this is no notebook: the file is not JSON") from error
     except OSError as error:
         raise Unreadable(f"the file cannot be read: {error.strerror}") from error
@@ -50,7 +55,7 @@ def marked(cells: list[str]) -> dict[str, int]:
         for number in MARK.findall(source):
             found[number] = i
     for i, source in enumerate(cells):
-        for number in re.findall(r"""(?m)^\s*(?:checks\.)?check\(["'](\d\d\.\d+)["']""", source):
+        for number in CHECK.findall(source):
             found.setdefault(number, i)
     return found
 
