@@ -170,7 +170,7 @@ def bar(path: Path, notebook: dict) -> str:
     name, up = path.relative_to(keeper.NOTEBOOKS), "../" * len(path.relative_to(keeper.NOTEBOOKS).parts)
     colab = f"[Open in Colab]({up}start.md#in-colab)"
     if where := keeper.address():
-        colab = keeper.badge(path, where).replace(f"/notebooks/{path.name}", f"/notebooks/{name}")
+        colab = keeper.badge(path, where)
     parts = [colab, f'<a href="{up}notebooks/{name}" download>Download the notebook</a>']
     if seconds := minutes(notebook):
         parts.append(f"Runs in {seconds} ({notebook['metadata']['ldm']['device']})")

@@ -18,9 +18,10 @@ from sphinxcontrib.bibtex.style.referencing import BracketStyle
 from sphinxcontrib.bibtex.style.referencing.label import LabelReferenceStyle
 
 BOOK = Path(__file__).parent
-sys.path.insert(0, str(BOOK.parent))
+sys.path[:0] = [str(BOOK.parent), str(BOOK)]
 
 import ldm_minimal  # noqa: E402
+from build import known_papers  # noqa: E402
 
 highlight_language = "none"
 project = "ldm_minimal"
@@ -79,7 +80,7 @@ autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 
 
-PAPERS = set(re.findall(r"(?m)^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(encoding="utf-8")))
+PAPERS = known_papers()
 PAPER = re.compile(r"(?<![\w./])\d{4}\.\d{4,5}(?!\w)")
 
 

@@ -128,7 +128,8 @@ def badge(path: Path, where: str) -> str:
     if not where:
         return "*In Colab: upload this notebook and the wheel that `make wheel` builds.*"
     slug = where.removeprefix("https://github.com/").removesuffix(".git")
-    return f"[Open in Colab](https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name})"
+    return (f"[Open in Colab](https://colab.research.google.com/github/{slug}/blob/main/notebooks/"
+            f"{path.relative_to(NOTEBOOKS).as_posix()})")
 
 
 def synced(path: Path, notebook: dict, where: str) -> dict:
