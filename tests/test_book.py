@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
+from helpers_browser import LOOPBACK_ONLY, missing
 
 ROOT = Path(__file__).parent.parent
 BOOK = ROOT / "book"
@@ -53,11 +54,6 @@ WIDE = """() => {
 AXE = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
   .filter(each => ["serious", "critical"].includes(each.impact))
   .map(each => `${each.id} (${each.impact}): ` + each.nodes.slice(0, 3).map(node => node.html.slice(0, 120)).join(" | "))"""
-
-
-def missing(what: str):
-    """Skips where there is nothing to test with; in continuous integration that is an error."""
-    return pytest.fail(what) if os.environ.get("CI") == "true" else pytest.skip(what)
 
 
 @pytest.fixture(scope="session")
@@ -130,8 +126,7 @@ def in_browser(work):
         from playwright.async_api import async_playwright
         async with async_playwright() as player:
             program, environment = browser.find()
-            chromium = await player.chromium.launch(executable_path=program, env=os.environ | environment, args=[
-                "--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"])
+            chromium = await player.chromium.launch(executable_path=program, env=os.environ | environment, args=LOOPBACK_ONLY)
             try:
                 return await work(chromium)
             finally:

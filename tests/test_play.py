@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_browser import LOOPBACK_ONLY, missing
 
 from ldm_minimal import LatentDiffusion
 from ldm_minimal.schedule import add_noise, cosine, log_snr, time_grid
@@ -30,11 +31,6 @@ CASES = [  # (label, guidance, steps, seed, solver); 10 is the null label
     (9, 1.25, 20, 0, "dpm++2m"), (3, 1.0, 5, 1, "dpm++2m"), (7, 0.0, 8, 2, "dpm++2m"), (10, 2.5, 8, 3, "ddim"), (8, 4.0, 12, 4, "dpm++2m"),
     (0, 4.0, 7, 5, "ddim"), (5, 2.0, 1, 6, "dpm++2m"), (6, 1.5, 2, 99, "dpm++2m"), (1, 1.0, 50, 7, "ddim"),
 ]
-
-
-def missing(what: str):
-    """Skips where there is nothing to test with; in continuous integration that is an error."""
-    return pytest.fail(what) if os.environ.get("CI") == "true" else pytest.skip(what)
 
 
 def book(name: str):
@@ -94,8 +90,7 @@ def browser():
     except LookupError as error:
         missing(str(error))
     with sync_playwright() as player:
-        running = player.chromium.launch(executable_path=program, env=os.environ | environment, args=[
-            "--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"])
+        running = player.chromium.launch(executable_path=program, env=os.environ | environment, args=LOOPBACK_ONLY)
         yield running
         running.close()
 
