@@ -11,6 +11,7 @@ cores for each of the eight sets of 10,000 images.
 import argparse
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,20 +19,23 @@ import torch
 from ldm_minimal import LatentDiffusion, checkpoint, data, plot
 from ldm_minimal.evaluate import as_table, evaluate
 from ldm_minimal.inception import inception_features
-from ldm_minimal.pipeline import NETS, WEIGHTS, SampleConfig, load_classifier
+from ldm_minimal.pipeline import SHIPPED, WEIGHTS, SampleConfig, load_classifier
 from ldm_minimal.precision import pick_device, pick_precision
 from ldm_minimal.report import describe
 from ldm_minimal.run import bar, device_name, load_vae
 
 ROOT = Path(__file__).parent.parent
-TITLES = {"unet": "U-Net", "dit": "DiT"}
+TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "autoguided": "U-Net, autoguidance"}
+AUTOGUIDANCE = 1.5  # the scale, for which see trials.md
 
 
 def copy_weights(runs: dict[str, Path]) -> None:
     vae = load_vae(runs["vae"]) if "vae" in runs else None
-    models = {net: LatentDiffusion.load(runs[net]) if net in runs else LatentDiffusion.pretrained(net) for net in NETS}
+    models = {net: LatentDiffusion.load(runs[net]) if net in runs else LatentDiffusion.pretrained(net) for net in SHIPPED
+              if net in runs or (WEIGHTS / f"{net}.json").is_file()}
     for net, model in models.items():  # all were read before the first is written: they share the VAE's file
-        shipped = checkpoint.load_json(WEIGHTS / f"{net}.json")["meta"]["runs"]
+        known = WEIGHTS / (f"{net}.json" if (WEIGHTS / f"{net}.json").is_file() else "unet.json")
+        shipped = checkpoint.load_json(known)["meta"]["runs"]
         model.meta["runs"] = dict(shipped)
         if net in runs:
             model.meta["runs"]["denoiser"] = origins(runs[net], "denoiser", shipped)
@@ -73,7 +77,7 @@ def kept_features(images: torch.Tensor) -> torch.Tensor:
 
 
 def measure(n: int, sample: SampleConfig, inception: bool, seeds: int) -> dict:
-    """Both models against the real test set: name -> result of evaluate()."""
+    """Each way of sampling against the real test set: name -> result of evaluate(). `seeds` is for the best of them."""
     train, test = (data.load("fashion-mnist", split) for split in ("train", "test"))
     if len(train) != 60_000:
         raise SystemExit("the numbers that ship are measured on all of Fashion-MNIST, which was not found")
@@ -81,23 +85,24 @@ def measure(n: int, sample: SampleConfig, inception: bool, seeds: int) -> dict:
     precision, _ = pick_precision(device)
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json").to(device)
     results = {}
-    for net, seeds in (("unet", seeds), ("dit", 1)):
-        model = LatentDiffusion.pretrained(net).to(device, precision)
-        with bar(n * seeds, net, "image") as progress:
-            results[net] = evaluate(model, classifier, train, test, n, sample, kept_features if inception else None,
-                                    progress.update, seeds)
-        results[net]["device"], results[net]["precision"] = device_name(device), precision
-        print(as_table(results[net]), flush=True)
+    models = {net: LatentDiffusion.pretrained(net).to(device, precision) for net in SHIPPED}
+    for name, net, weak, config, sets in (("unet", "unet", None, sample, 1), ("dit", "dit", None, sample, 1),
+                                          ("autoguided", "unet", "weak", replace(sample, guidance=AUTOGUIDANCE), seeds)):
+        with bar(n * sets, name, "image") as progress:
+            results[name] = evaluate(models[net], classifier, train, test, n, config, kept_features if inception else None,
+                                     progress.update, sets, models.get(weak))
+        results[name] |= {"device": device_name(device), "precision": precision}
+        print(as_table(results[name]), flush=True)
         checkpoint.save_json(WEIGHTS / "metrics.json", results)
     return results
 
 
 def card(results: dict) -> str:
     """MODEL_CARD.md."""
-    about = {net: checkpoint.load_json(WEIGHTS / f"{net}.json") for net in NETS}
+    about = {net: checkpoint.load_json(WEIGHTS / f"{net}.json") for net in SHIPPED}
     judges = {name: checkpoint.load_json(WEIGHTS / f"{name}-fashion-mnist.json") for name in ("classifier", "perceptual")}
     networks = [("VAE", "vae", about["unet"]["meta"]["runs"]["vae"])]
-    networks += [(TITLES[net], net, about[net]["meta"]["runs"]["denoiser"]) for net in NETS]
+    networks += [(TITLES[net], net, about[net]["meta"]["runs"]["denoiser"]) for net in SHIPPED]
     networks += [("feature classifier", "classifier-fashion-mnist", judges["classifier"]["runs"]),
                  ("network of the perceptual loss", "perceptual-fashion-mnist", judges["perceptual"]["runs"])]
     lines = ["# Model card", "", "Small latent diffusion models of Fashion-MNIST, for learning and teaching. Trained with this package on the 60,000",
@@ -160,7 +165,7 @@ def replace_between(text: str, name: str, lines: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("vae", "perceptual", "classifier", *NETS)
+    parts = ("vae", "perceptual", "classifier", *SHIPPED)
     for name in parts:
         parser.add_argument(f"--{name}", type=Path, metavar="RUN")
     parser.add_argument("--n", type=int, default=10_000)

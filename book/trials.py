@@ -80,6 +80,7 @@ SAMPLING = {f"{solver}, {spacing}, {steps} steps": SampleConfig(steps, 2.0, solv
 GUIDANCE = {f"guidance {scale:g}, for t in {low:g} ... {high:g}": SampleConfig(10, scale, (low, high), spacing="middle")
             for scale, low, high in ((1.0, 0, 1), (1.25, 0, 1), (1.5, 0, 1), (2.0, 0, 1), (3.0, 0, 1), (2.0, 0.0, 0.8),
                                      (2.0, 0.2, 0.8))}
+AUTOGUIDANCE = {f"away from the weak U-Net, scale {scale:g}": SampleConfig(10, scale) for scale in (1.25, 1.5, 2.0)}
 DRAWN = {  # samples of each trial
     "factor": (500, SampleConfig(10, spacing="middle")),
     "beta": (1000, SampleConfig(10, 1.25, spacing="middle")),
@@ -103,9 +104,9 @@ def run(group: str, name: str, threads: int) -> None:
     save_json(ROWS, rows)
 
 
-def draw_and_score(model, classifier, test, reference: torch.Tensor, n: int, config: SampleConfig):
+def draw_and_score(model, classifier, test, reference: torch.Tensor, n: int, config: SampleConfig, weak=None):
     """(n samples, their row): distances to the test images' features `reference`, class accuracy, rate."""
-    x, labels, cost = draw(model, n, config)
+    x, labels, cost = draw(model, n, config, weak=weak)
     features, found = classify(classifier, x)
     row = compare(features, reference, reference[balanced(test.labels, n)])
     return x, row | {"class_accuracy": float((found == labels).double().mean()),
@@ -144,16 +145,17 @@ def measure(folder: Path, group: str, n: int = 1000) -> None:
     save_json(folder / "row.json", row)
 
 
-def sampling(group: str, trials: dict[str, SampleConfig], n: int = 1000) -> None:
+def sampling(group: str, trials: dict[str, SampleConfig], n: int = 1000, weak: LatentDiffusion | None = None) -> None:
     """Rows of the shipped U-Net, sampled in different ways from the same noise."""
     test, rows = data.load("fashion-mnist", "test"), load_json(ROWS) if ROWS.is_file() else {}
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
     reference, _ = classify(classifier, test.images)
     model = LatentDiffusion.pretrained()
-    model.to(model.device, pick_precision(model.device)[0])
+    for each in (model, *([weak] if weak else [])):
+        each.to(each.device, pick_precision(each.device)[0])
     rows[group] = {}
     for name, config in trials.items():
-        _, rows[group][name] = draw_and_score(model, classifier, test, reference, n, config)
+        _, rows[group][name] = draw_and_score(model, classifier, test, reference, n, config, weak)
         print(f"{name}: FD {rows[group][name]['fd']:.3f}", flush=True)
     save_json(ROWS, rows)
 
@@ -209,6 +211,7 @@ def main() -> None:
     if "sampling" in args.groups:
         sampling("solver", SAMPLING)
         sampling("guidance", GUIDANCE)
+        sampling("autoguidance", AUTOGUIDANCE, weak=LatentDiffusion.pretrained("weak"))
     page = ROOT / "book" / "trials.md"
     text = page.read_text(encoding="utf-8")
     for group, of in load_json(ROWS).items():  # the words around the tables stay

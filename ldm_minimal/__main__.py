@@ -15,7 +15,7 @@ import torch
 from . import __version__, data, parallel, plot
 from .checkpoint import CheckpointError, load_json, save_json
 from .options import add_options, chosen
-from .pipeline import NETS, WEIGHTS, LatentDiffusion, SampleConfig
+from .pipeline import SHIPPED, WEIGHTS, LatentDiffusion, SampleConfig
 from .precision import PRECISIONS, pick_device, pick_precision
 from .train import Diverged
 
@@ -39,8 +39,14 @@ def parser() -> argparse.ArgumentParser:
                          help="number format of the networks (default: auto)")
         if model:
             sub.add_argument("--model", default="unet", metavar="MODEL",
-                             help=f"a run folder, a model's JSON, or one that ships: {', '.join(NETS)} (default: unet)")
+                             help=f"a run folder, a model's JSON, or one that ships: {', '.join(SHIPPED)} (default: unet)")
         return sub
+
+    def sampler(sub: argparse.ArgumentParser, config: SampleConfig) -> None:
+        sub.add_argument("--weak", metavar="MODEL",
+                         help="a weaker model of the same latents to guide away from, in place of the same one without the label "
+                         "(autoguidance); `weak` ships, and goes well with --guidance 1.5")
+        add_options(sub, config)
 
     sub = command("train", "train a complete latent diffusion model, or one stage of it")
     sub.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES), help="what to train (default: all)")
@@ -65,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--n", type=int, default=8, help="images per class (default: 8)")
     sub.add_argument("--out", type=Path, default=Path("samples.png"), help="grid to write, PNG (default: samples.png)")
     sub.add_argument("--npz", type=Path, help="also write the images (uint8) and labels here")
-    add_options(sub, SampleConfig())
+    sampler(sub, SampleConfig())
 
     sub = command("reconstruct", "encode and decode test images; prints PSNR and SSIM", model=True)
     sub.add_argument("--n", type=int, default=20, help="images to show (default: 20)")
@@ -79,14 +85,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=1, help="sets of samples, from --seed on (default: 1)")
     sub.add_argument("--out", type=Path, default=Path("metrics.json"),
                      help="where to write it all (default: metrics.json)")
-    add_options(sub, SampleConfig())
+    sampler(sub, SampleConfig())
 
     sub = command("classic", "the classic form of the exercise: 512 samples at guidance 1.25, a gallery by class, "
                   "the PSNR beside it", model=True)
     sub.add_argument("--n", type=int, default=512, help="samples (default: 512)")
     sub.add_argument("--out", type=Path, default=Path("classic"),
                      help="folder for gallery.png and metrics.json (default: classic)")
-    add_options(sub, CLASSIC)
+    sampler(sub, CLASSIC)
     sub.set_defaults(base=CLASSIC)
 
     command("info", "what this machine has: versions, device, precision and why, data and where, minutes to expect")
@@ -139,12 +145,17 @@ def machine(args) -> tuple[torch.device, str]:
     return device, pick_precision(device, args.precision)[0]
 
 
-def load_model(args) -> LatentDiffusion:
-    """The model that --model names: one that ships by its name, else a path."""
+def load_model(args, name: str | None = None) -> LatentDiffusion:
+    """The model of this name, or the one that --model names: one that ships, else a path."""
     device, precision = machine(args)
-    known = args.model in NETS and not Path(args.model).exists()
-    model = LatentDiffusion.pretrained(args.model) if known else LatentDiffusion.load(args.model)
+    name = name or args.model
+    known = name in SHIPPED and not Path(name).exists()
+    model = LatentDiffusion.pretrained(name) if known else LatentDiffusion.load(name)
     return model.to(device, precision)
+
+
+def load_weak(args) -> LatentDiffusion | None:
+    return load_model(args, args.weak) if args.weak else None
 
 
 def positive(n: int, name: str = "n") -> int:
@@ -248,13 +259,13 @@ def run_sample(args) -> int:
     from .report import describe
     from .run import bar
 
-    model, config = load_model(args), sample_config(args)
+    model, weak, config = load_model(args), load_weak(args), sample_config(args)
     ids = data.class_ids(args.classes or list(model.classes), model.dataset)
     labels = ids.repeat_interleave(positive(args.n))
     with bar(len(labels), "samples", "image") as progress:
-        x = model.sample(labels, **vars(config), progress=progress.update)
+        x = model.sample(labels, **vars(config), progress=progress.update, weak=weak)
     names = [model.classes[i] for i in ids]
-    plot.save_figure(plot.image_grid(x, len(ids), names, title=describe(config)), args.out)
+    plot.save_figure(plot.image_grid(x, len(ids), names, title=describe(config, weak)), args.out)
     print(f"wrote {args.out}")
     if args.npz:
         from .checkpoint import atomic
@@ -284,7 +295,7 @@ def run_evaluate(args) -> int:
     from .pipeline import load_classifier
     from .run import bar
 
-    model, config = load_model(args), sample_config(args)
+    model, weak, config = load_model(args), load_weak(args), sample_config(args)
     extra = None
     if args.inception:
         from .inception import inception_features, network
@@ -296,8 +307,8 @@ def run_evaluate(args) -> int:
     classifier = load_classifier(own if own.is_file() else WEIGHTS / own.name).to(model.device)
     n, seeds = min(positive(args.n), len(test)), positive(args.seeds)
     with bar(n * seeds, "samples", "image") as progress:
-        result = evaluate(model, classifier, train, test, n, config, extra, progress.update, seeds)
-    save_json(args.out, result | {"model": args.model})
+        result = evaluate(model, classifier, train, test, n, config, extra, progress.update, seeds, weak)
+    save_json(args.out, result | {"model": args.model, "weak": args.weak})
     print(as_table(result))
     quality = result["reconstruction"]
     print(f"\nreconstruction PSNR {quality['psnr_db']:.2f} dB, SSIM {quality['ssim']:.4f}; "
@@ -311,19 +322,19 @@ def run_classic(args) -> int:
     from .report import describe
     from .run import bar
 
-    model, config = load_model(args), sample_config(args)
+    model, weak, config = load_model(args), load_weak(args), sample_config(args)
     with bar(positive(args.n), "samples", "image") as progress:
-        samples, labels, cost = draw(model, args.n, config, progress.update)
+        samples, labels, cost = draw(model, args.n, config, progress.update, weak)
     _, quality = reconstruction_quality(model, data.load(model.dataset, "test").images)
     columns = -(-args.n // len(model.classes))
     sheet = torch.zeros(len(model.classes), columns, *samples.shape[1:], dtype=torch.uint8)
     for c in range(len(model.classes)):
         mine = samples[labels == c]
         sheet[c, : len(mine)] = mine
-    gallery = plot.image_grid(sheet.flatten(0, 1), len(model.classes), model.classes, title=describe(config))
+    gallery = plot.image_grid(sheet.flatten(0, 1), len(model.classes), model.classes, title=describe(config, weak))
     plot.save_figure(gallery, args.out / "gallery.png")
     record = {"n": args.n, "sampler": vars(config), "reconstruction": quality, "sampling": cost, "model": args.model,
-              "per_class": labels.bincount(minlength=len(model.classes)).tolist(), "latent_scale": model.scale}
+              "weak": args.weak, "per_class": labels.bincount(minlength=len(model.classes)).tolist(), "latent_scale": model.scale}
     path = args.out / "metrics.json"  # a run's own metrics stay as they are beside it
     save_json(path, (load_json(path) if path.is_file() else {}) | {"classic": record})
     print(f"{args.n} samples in {cost['seconds']:.1f} s; reconstruction PSNR {quality['psnr_db']:.2f} dB\n"

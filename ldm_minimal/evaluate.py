@@ -57,11 +57,12 @@ def reconstruction_quality(model: LatentDiffusion, images: Tensor) -> tuple[Tens
     return rebuilt, {"psnr_db": float(psnr(images, rebuilt).mean()), "ssim": float(ssim(images, rebuilt).mean())}
 
 
-def draw(model: LatentDiffusion, n: int, config: SampleConfig, progress=None) -> tuple[Tensor, Tensor, dict]:
-    """n samples with labels 0, 1, ... 9, 0, 1, ...: (uint8 images, labels, cost)."""
+def draw(model: LatentDiffusion, n: int, config: SampleConfig, progress=None,
+         weak: LatentDiffusion | None = None) -> tuple[Tensor, Tensor, dict]:
+    """n samples with labels 0, 1, ... 9, 0, 1, ...: (uint8 images, labels, cost). weak: see LatentDiffusion.sample."""
     labels = torch.arange(n) % len(model.classes)
     start = time.perf_counter()
-    x = model.sample(labels, **vars(config), progress=progress)
+    x = model.sample(labels, **vars(config), progress=progress, weak=weak)
     seconds = time.perf_counter() - start
     passes = config.steps * (1 if config.guidance in (0.0, 1.0) else 2)
     return to_uint8(x), labels, {"seconds": seconds, "images_per_second": n / seconds,
@@ -69,18 +70,20 @@ def draw(model: LatentDiffusion, n: int, config: SampleConfig, progress=None) ->
 
 
 def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, test: Dataset, n: int = 10_000,
-             config: SampleConfig = SampleConfig(), extra_features=None, progress=None, seeds: int = 1) -> dict:
+             config: SampleConfig = SampleConfig(), extra_features=None, progress=None, seeds: int = 1,
+             weak: LatentDiffusion | None = None) -> dict:
     """Everything as one dictionary. n is at most the number of test images.
 
     Each row but the floor also has its distance to the floor's training images ("..._train"), which is the more
     usual reference and the set that the model has seen.
     extra_features: uint8 images -> features of another network (Inception), for all rows but noise: "inception_..."
     seeds: so many sets of samples, drawn from config.seed on; the rows of the further ones are in "more_seeds"
+    weak: a weaker model, for autoguidance
     """
     n = min(n, len(test), len(train))
     if n < 20:
         raise ValueError(f"need at least 20 images to compare sets, got {n}")
-    samples, labels, cost = draw(model, n, config, progress)
+    samples, labels, cost = draw(model, n, config, progress, weak)
     rebuilt, quality = reconstruction_quality(model, test.images)
     generator = torch.Generator().manual_seed(config.seed)
     noise = torch.randint(0, 256, (n, *test.images.shape[1:]), generator=generator, dtype=torch.uint8)
@@ -92,7 +95,7 @@ def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, tes
         "noise": (noise, labels),
     }
     for seed in range(config.seed + 1, config.seed + seeds):
-        sets[f"samples, seed {seed}"] = (draw(model, n, replace(config, seed=seed), progress)[0], labels)
+        sets[f"samples, seed {seed}"] = (draw(model, n, replace(config, seed=seed), progress, weak)[0], labels)
     reference, _ = classify(classifier, test.images)
     extra_reference = extra_features(test.images) if extra_features else None
     table, counts, floor, extra_floor = {}, [], None, None

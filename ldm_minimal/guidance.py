@@ -1,12 +1,16 @@
-r"""Classifier-free guidance: lean away from what the network would say without a label.
+r"""Guidance: lean away from what a less informed denoiser would say.
 
     z0_hat = uncond + s * (cond - uncond)          s = 0 unconditional, s = 1 conditional, s > 1 guided
+
+In classifier-free guidance `uncond` is the same network without the label. In autoguidance it is a weaker network with
+the label: smaller, less trained. The two make the same mistakes, the weaker one larger ones, so the difference points away from
+them. The first trades variety for certainty about the label, the second repairs the denoiser.
 
 The rule's weights add up to one and, at given z_t and t, the four targets are affine in each other: guiding z0, eps, v
 or flow is the same thing.
 Papers write w = s - 1. Guidance costs a second evaluation wherever s is neither 0 nor 1.
 
-Papers: 2207.12598; guidance only in an interval of noise levels 2404.07724.
+Papers: 2207.12598; guidance only in an interval of noise levels 2404.07724; autoguidance 2406.02507.
 """
 
 from math import isfinite
@@ -15,11 +19,12 @@ import torch
 from torch import Tensor
 
 
-def guide(denoise, null: int, scale=1.0, interval: tuple[float, float] = (0.0, 1.0)):
+def guide(denoise, null: int, scale=1.0, interval: tuple[float, float] = (0.0, 1.0), weak=None):
     """A denoiser in, a denoiser out: (zt, t, y) -> guided estimate of z0.
 
     scale:    a number >= 0, or a function t (B,) -> (B,), the guidance scale s(t)
     interval: (low, high); for t outside it the scale is 1, at one evaluation instead of two
+    weak:     a weaker denoiser, to lean away from in place of the same one without the label (autoguidance)
     """
     if not callable(scale) and not (isinstance(scale, (int, float)) and isfinite(scale) and scale >= 0):
         raise ValueError(f"guidance must be a finite number >= 0, got {scale!r}")
@@ -33,9 +38,12 @@ def guide(denoise, null: int, scale=1.0, interval: tuple[float, float] = (0.0, 1
         if bool((s == 1).all()):
             return denoise(zt, t, y)
         if bool((s == 0).all()):
-            return denoise(zt, t, torch.full_like(y, null))
-        both = denoise(torch.cat([zt, zt]), torch.cat([t, t]), torch.cat([torch.full_like(y, null), y]))
-        uncond, cond = both.chunk(2)
+            return weak(zt, t, y) if weak else denoise(zt, t, torch.full_like(y, null))
+        if weak:
+            uncond, cond = weak(zt, t, y), denoise(zt, t, y)
+        else:
+            both = denoise(torch.cat([zt, zt]), torch.cat([t, t]), torch.cat([torch.full_like(y, null), y]))
+            uncond, cond = both.chunk(2)
         return uncond + s.to(uncond).reshape(-1, 1, 1, 1) * (cond - uncond)
 
     return guided

@@ -11,7 +11,7 @@ Paper: 2112.10752.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from math import isfinite
+from math import isclose, isfinite
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from .vae import VAE, VAEConfig
 from .vq import build_vae
 
 NETS = {"unet": (UNet, UNetConfig), "dit": (DiT, DiTConfig)}
+SHIPPED = ("unet", "dit", "weak")  # the last one is a small U-Net, little trained: for autoguidance
 WEIGHTS = Path(__file__).parent / "assets" / "weights"
 
 
@@ -113,14 +114,16 @@ class LatentDiffusion:
 
     def sample(self, classes, steps: int = 20, guidance=1.25, solver: str = "dpm++2m", seed: int = 0,
                interval: tuple[float, float] = (0.0, 1.0), spacing: str = "middle", batch: int = 256,
-               progress=None) -> Tensor:
+               progress=None, weak: "LatentDiffusion | None" = None) -> Tensor:
         """One image for each entry of `classes` (names or ids): (N, 1, H, W) in [-1, 1].
 
         steps     network evaluations per image (twice as many where guidance is neither 0 nor 1)
         guidance  a number, or a function t (B,) -> (B,)
         seed      image i depends on (seed, i) alone, not on `batch` or the device
         progress  called with the number of images done after each batch
-        Raises ValueError for an unknown class, solver or spacing, for steps < 1 and for a bad guidance.
+        weak      a weaker model of the same latents: guidance leads away from it (autoguidance, 2406.02507)
+        Raises ValueError for an unknown class, solver or spacing, for steps < 1, for a bad guidance, and for a weak
+        model of other latents or of another schedule.
         """
         labels = class_ids(classes, self.dataset)
         if len(labels) == 0:
@@ -128,7 +131,7 @@ class LatentDiffusion:
         images = []
         for index in torch.arange(len(labels)).split(batch):
             for z0, _ in self.trajectory(labels[index], index.tolist(), steps, guidance, solver, seed, interval,
-                                         spacing):
+                                         spacing, weak):
                 pass  # the last one is the sample
             images.append(self.decode(z0).cpu())
             if progress:
@@ -138,15 +141,22 @@ class LatentDiffusion:
     @torch.no_grad()
     def trajectory(self, labels: Tensor, index: list[int], steps: int = 20, guidance=1.25, solver: str = "dpm++2m",
                    seed: int = 0, interval: tuple[float, float] = (0.0, 1.0),
-                   spacing: str = "middle") -> Iterator[tuple[Tensor, Tensor]]:
+                   spacing: str = "middle", weak: "LatentDiffusion | None" = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The steps of one batch: a generator of (z_s, z0_hat), scaled latents. `index`: see sampler.sample_noise."""
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}, choose from {', '.join(SOLVERS)}")
+        if weak and not self.shares_latents(weak):
+            raise ValueError("the weak model must have the same data set, latents, scale and noise schedule")
         eta, order = SOLVERS[solver]
         times = time_grid(steps, self.denoiser.schedule, spacing)
-        denoise = guide(self.denoise, self.denoiser.null, guidance, tuple(interval))
+        denoise = guide(self.denoise, self.denoiser.null, guidance, tuple(interval), weak and weak.denoise)
         randn = sample_noise(seed, index, self.latent_shape, self.device)
         yield from sample(denoise, randn(), labels.to(self.device), self.denoiser.schedule, times, eta, order, randn)
+
+    def shares_latents(self, other: "LatentDiffusion") -> bool:
+        """Whether the denoiser of `other` can be asked about this model's z_t."""
+        mine, its = ((m.dataset, m.latent_shape, m.config.schedule) for m in (self, other))
+        return mine == its and isclose(self.scale, other.scale, rel_tol=0.01)
 
     def denoise(self, zt: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The denoiser in this model's precision."""
@@ -201,8 +211,8 @@ class LatentDiffusion:
     @classmethod
     def pretrained(cls, net: str = "unet", device="cpu") -> "LatentDiffusion":
         """The Fashion-MNIST model that ships with the package; its model card is beside the weights."""
-        if net not in NETS:
-            raise ValueError(f"unknown model {net!r}, choose from {', '.join(NETS)}")
+        if net not in SHIPPED:
+            raise ValueError(f"unknown model {net!r}, choose from {', '.join(SHIPPED)}")
         return cls.load(WEIGHTS / f"{net}.json", device)
 
 

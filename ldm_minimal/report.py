@@ -77,8 +77,8 @@ def filmstrip(model: LatentDiffusion, config: SampleConfig):
                       title="From noise to image, decoded at each step")
 
 
-def describe(config: SampleConfig) -> str:
-    return f"{config.steps} steps of {config.solver}, guidance {config.guidance:g}"
+def describe(config: SampleConfig, weak=None) -> str:
+    return f"{config.steps} steps of {config.solver}, {'autoguidance' if weak else 'guidance'} {config.guidance:g}"
 
 
 def summary(result: dict, folder: Path) -> str:

@@ -297,6 +297,20 @@ def test_evaluate_writes_the_table(tiny_run, tmp_path, capsys):
     assert "ceiling" in capsys.readouterr().out and load_json(tmp_path / "m.json")["n"] == 30
 
 
+def test_autoguidance_takes_a_weaker_model_and_refuses_one_of_other_latents(tiny_run, tmp_path, capsys):
+    drawn = {}
+    for name, flags in (("plain", []), ("by itself", ["--weak", str(tiny_run)])):
+        npz = tmp_path / f"{name}.npz"
+        argv = ["sample", "bag", "--model", str(tiny_run), "--n", "2", "--steps", "2", "--guidance", "1" if name == "plain" else "2", *flags]
+        assert main([*argv, "--out", str(tmp_path / "a.png"), "--npz", str(npz)]) == 0
+        drawn[name] = np.load(npz)["images"].astype(int)
+    assert abs(drawn["plain"] - drawn["by itself"]).max() <= 1, "a model has nothing to move away from itself"
+    argv = ["evaluate", "--model", str(tiny_run), "--weak", str(tiny_run), "--n", "20", "--steps", "1", "--out", str(tmp_path / "m.json")]
+    assert main(argv) == 0 and load_json(tmp_path / "m.json")["weak"] == str(tiny_run)
+    fails(capsys, ["sample", "--model", tiny_run, "--weak", "weak", "--out", tmp_path / "x.png"], 2, "weak model", "scale")
+    fails(capsys, ["sample", "--model", tiny_run, "--weak", "nowhere", "--out", tmp_path / "x.png"], 1, "nowhere")
+
+
 def test_info_names_versions_precision_and_data(capsys, monkeypatch):
     monkeypatch.setattr(bench, "default_preset", lambda device: "tiny")  # the minutes are then measured in no time
     assert main(["info"]) == 0

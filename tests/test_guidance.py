@@ -1,5 +1,6 @@
 """Classifier-free guidance is uncond + s (cond - uncond): s = 0 is unconditional, s = 1 conditional, both at one
-evaluation, all else at two. The rule commutes with the choice of target. Scales that are no number >= 0 raise."""
+evaluation, all else at two. The rule commutes with the choice of target. Scales that are no number >= 0 raise. With a weak
+denoiser it is weak + s (cond - weak)."""
 
 import pytest
 import torch
@@ -141,6 +142,29 @@ def test_float32_latents_stay_float32_though_times_are_float64():
     net = TinyNet(num_classes=NULL, dtype=torch.float32)
     zt, t, y = inputs()
     assert guide(Denoiser(net, cosine), NULL, 2.0)(zt.float(), t, y).dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale, asked", [(0, (0, 1)), (1, (1, 0)), (0.5, (1, 1)), (2.5, (1, 1))])
+def test_autoguidance_moves_from_the_weak_estimate_through_the_conditional_one(denoise, scale, asked):
+    zt, t, y = inputs()
+    weak = Counter(lambda zt, t, y: 0.3 * zt + y[:, None, None, None])  # it depends on the label: which one it is told matters
+    z0 = guide(denoise, NULL, scale, weak=weak)(zt, t, y)
+    assert (len(denoise.calls), len(weak.calls)) == asked, "nobody is asked in vain"
+    worse, cond = weak(zt, t, y), denoise(zt, t, y)
+    torch.testing.assert_close(z0, worse + scale * (cond - worse), rtol=0, atol=1e-13)
+
+
+def test_autoguidance_removes_an_error_that_the_weak_denoiser_makes_larger_by_a_known_ratio():
+    zt, t, y = inputs()
+    right, error = normal(*zt.shape), normal(*zt.shape)
+    good, weak = (lambda zt, t, y, size=size: right + size * error for size in (0.5, 1.5))
+    torch.testing.assert_close(guide(good, NULL, 1.5, weak=weak)(zt, t, y), right, rtol=0, atol=1e-13)  # s = 1 / (1 - 1/3)
+
+
+def test_outside_the_interval_the_weak_denoiser_is_not_asked(denoise):
+    zt, t, y = inputs()
+    weak = Counter(lambda zt, t, y: zt)
+    assert torch.equal(guide(denoise, NULL, 2.0, (0.0, 0.5), weak)(zt, t, y), denoise(zt, t, y)) and not weak.calls
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), -0.5, -1, "2", None, [2.0]])

@@ -1,5 +1,6 @@
 """The whole model behind one object: the scale stays inside it, a sample depends on its own seed alone, errors are clear."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,21 +10,31 @@ from ldm_minimal import LatentDiffusion
 from ldm_minimal.data import load, to_float
 from ldm_minimal.denoiser import DenoiserConfig
 from ldm_minimal.evaluate import balanced, draw, reconstruct
-from ldm_minimal.pipeline import NETS, SampleConfig, build_denoiser
+from ldm_minimal.pipeline import SampleConfig, build_denoiser
 from ldm_minimal.sampler import SOLVERS
 from ldm_minimal.schedule import GRIDS
 from ldm_minimal.unet import UNet, UNetConfig
 from ldm_minimal.vae import VAE, DiagonalGaussian, VAEConfig
 
 
-@pytest.fixture(scope="module")
-def model() -> LatentDiffusion:
-    torch.manual_seed(0)
+def build(seed: int) -> LatentDiffusion:
+    torch.manual_seed(seed)
     net = UNet(UNetConfig(channels=(16, 32), blocks=1))
     for p in net.parameters():  # away from the zero-initialised output, so that label and time matter
         torch.nn.init.normal_(p, std=0.05)
     config = DenoiserConfig()
     return LatentDiffusion(VAE(VAEConfig(channels=(8, 8, 8))), build_denoiser(net, config), 0.5, (4, 7, 7), config=config)
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDiffusion:
+    return build(seed=0)
+
+
+@pytest.fixture
+def other(model) -> LatentDiffusion:
+    """Another denoiser of the same latents."""
+    return LatentDiffusion(model.vae, build(seed=1).denoiser, model.scale, model.latent_shape, config=model.config)
 
 
 class Identity(torch.nn.Module):
@@ -83,6 +94,27 @@ def test_guidance_may_be_a_function_of_time_and_an_interval(model):
     assert not torch.equal(constant, conditional)
 
 
+def test_autoguidance_by_the_model_itself_changes_nothing_and_by_another_one_does(model, other):
+    plain = model.sample([1, 2], steps=3, guidance=1.0)
+    torch.testing.assert_close(model.sample([1, 2], steps=3, guidance=3.0, weak=model), plain, rtol=0, atol=1e-5)
+    guided = model.sample([1, 2], steps=3, guidance=2.0, weak=other)
+    assert (guided - plain).abs().max() > 1e-3
+    torch.testing.assert_close(model.sample([1, 2], steps=3, guidance=0.0, weak=other), other.sample([1, 2], steps=3, guidance=1.0))
+    one_by_one = torch.cat([model.decode(list(model.trajectory(torch.tensor([c]), [i], 3, 2.0, weak=other))[-1][0]) for i, c in enumerate((1, 2))])
+    torch.testing.assert_close(one_by_one, guided, rtol=0, atol=1e-5)
+
+
+def test_a_weak_model_of_other_latents_is_refused(model, other):
+    for name, value in (("scale", 2 * model.scale), ("latent_shape", (4, 8, 8)), ("dataset", "mnist"),
+                        ("config", replace(model.config, schedule="linear"))):
+        known = getattr(other, name)
+        setattr(other, name, value)
+        with pytest.raises(ValueError, match="weak model.*latents"):
+            model.sample([1], steps=1, weak=other)
+        setattr(other, name, known)
+    model.sample([1], steps=1, weak=other)
+
+
 @pytest.mark.parametrize("options, words", [
     ({"steps": 0}, "steps.*0"), ({"steps": -3}, "steps.*-3"), ({"guidance": -1.0}, "guidance.*-1"), ({"guidance": float("nan")}, "guidance.*nan"),
     ({"solver": "euler"}, "unknown solver 'euler'.*dpm"), ({"spacing": "karras"}, "unknown spacing 'karras'.*log_snr"),
@@ -124,8 +156,8 @@ def test_balanced_takes_as_many_of_each_class_as_it_can():
 # -- what ships -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_the_shipped_models_draw_what_they_are_asked_for(net, generator):
+@pytest.mark.parametrize("net, share", [("unet", 0.8), ("dit", 0.8), ("weak", 0.6)])
+def test_the_shipped_models_draw_what_they_are_asked_for(net, share, generator):
     from ldm_minimal.evaluate import classify
     from ldm_minimal.pipeline import WEIGHTS, load_classifier
 
@@ -133,7 +165,22 @@ def test_the_shipped_models_draw_what_they_are_asked_for(net, generator):
     labels = torch.arange(10).repeat(4)
     images, _, _ = draw(shipped, 40, SampleConfig(steps=10))
     _, found = classify(load_classifier(WEIGHTS / "classifier-fashion-mnist.json"), images)
-    assert (found == labels).double().mean() > 0.8, "most samples are recognised as the class that was asked for"
+    assert (found == labels).double().mean() > share, "most samples are recognised as the class that was asked for"
+
+
+def test_away_from_the_shipped_weak_model_samples_come_closer_to_real_images():
+    from ldm_minimal.evaluate import classify
+    from ldm_minimal.metrics import frechet_distance
+    from ldm_minimal.pipeline import WEIGHTS, load_classifier
+
+    good, weak = LatentDiffusion.pretrained(), LatentDiffusion.pretrained("weak")
+    classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
+    reference, _ = classify(classifier, load(split="test").images)
+    apart = {}
+    for name, model, guidance, other in (("weak", weak, 1.0, None), ("good", good, 1.0, None), ("both", good, 1.5, weak)):
+        images, _, _ = draw(model, 200, SampleConfig(steps=8, guidance=guidance), weak=other)
+        apart[name] = frechet_distance(classify(classifier, images)[0], reference)
+    assert apart["both"] < 0.9 * apart["good"] and apart["good"] < apart["weak"], apart
 
 
 def test_the_shipped_autoencoder_rebuilds_test_images():
@@ -147,5 +194,5 @@ def test_the_shipped_autoencoder_rebuilds_test_images():
 
 
 def test_an_unknown_shipped_model_lists_those_that_ship():
-    with pytest.raises(ValueError, match="unknown model 'gan'.*unet, dit"):
+    with pytest.raises(ValueError, match="unknown model 'gan'.*unet, dit, weak"):
         LatentDiffusion.pretrained("gan")
