@@ -82,13 +82,16 @@ def minutes(notebook: dict) -> str:
 def results_table() -> str:
     """ldm_minimal/assets/weights/metrics.json as a table."""
     metrics = json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
-    unet, dit = metrics["unet"]["table"], metrics["dit"]["table"]
+    unet, dit, auto = (metrics[key]["table"] for key in ("unet", "dit", "autoguided"))
     sets = {"real training images (floor)": unet["floor"], "test images through the autoencoder (ceiling)": unet["ceiling"],
+            "samples, U-Net, autoguidance": auto["samples"],
+            **{name.replace("samples", "the same"): row for name, row in metrics["autoguided"]["more_seeds"].items()},
             "samples, U-Net": unet["samples"], "samples, DiT": dit["samples"], "uniform noise": unet["noise"]}
-    rows = ["| images | FD | KID x 1000, ± spread | precision | recall | density | coverage | class accuracy |",
-            "|---|---|---|---|---|---|---|---|"]
+    rows = ["| images | FID test | FID train | FD | KID x 1000, ± spread | precision | recall | density | coverage | class accuracy |",
+            "|---|---|---|---|---|---|---|---|---|---|"]
     for name, r in sets.items():
-        rows.append(f"| {name} | {r['fd']:.3f} | {r['kid_x1000']:.2f} ± {r['kid_spread_x1000']:.2f} | {r['precision']:.3f} | "
+        fid = " | ".join(f"{r[key]:.2f}" if key in r else "" for key in ("inception_fid", "inception_fid_train"))
+        rows.append(f"| {name} | {fid} | {r['fd']:.3f} | {r['kid_x1000']:.2f} ± {r['kid_spread_x1000']:.2f} | {r['precision']:.3f} | "
                     f"{r['recall']:.3f} | {r['density']:.3f} | {r['coverage']:.3f} | {r['class_accuracy']:.1%} |")
     return "\n".join(rows)
 
@@ -97,7 +100,7 @@ def results_cost() -> str:
     metrics = json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
     rows = ["| model | samples | images/s | evaluations an image | PSNR of reconstructions | SSIM | memorization ratio | machine |",
             "|---|---|---|---|---|---|---|---|"]
-    for name, key in (("U-Net", "unet"), ("DiT", "dit")):
+    for name, key in (("U-Net", "unet"), ("U-Net, autoguidance", "autoguided"), ("DiT", "dit")):
         m = metrics[key]
         rows.append(f"| {name} | {m['n']:,} | {m['sampling']['images_per_second']:.0f} | {m['sampling']['evaluations_per_image']} | "
                     f"{m['reconstruction']['psnr_db']:.2f} dB | {m['reconstruction']['ssim']:.3f} | {m['memorisation']:.2f} | "

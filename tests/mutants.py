@@ -48,6 +48,9 @@ MUTANTS = [
     ("guidance.py", "return uncond + s.to", "return cond + s.to", "test_guidance.py"),  # the scale w of papers, which is s - 1
     ("guidance.py", "uncond, cond = both.chunk(2)", "cond, uncond = both.chunk(2)", "test_guidance.py"),
     ("guidance.py", "if bool((s == 1).all()):", "if False:", "test_guidance.py"),  # twice the cost for nothing
+    ("guidance.py", "uncond, cond = weak(zt, t, y), denoise(zt, t, y)", "cond, uncond = weak(zt, t, y), denoise(zt, t, y)", "test_guidance.py"),
+    ("guidance.py", "uncond, cond = weak(zt, t, y), denoise(zt, t, y)",
+     "uncond, cond = weak(zt, t, torch.full_like(y, null)), denoise(zt, t, y)", "test_guidance.py"),  # the weak one needs the label, too
     # networks
     ("layers.py", "angles = 1000.0 * t.float()", "angles = t.float()", "test_layers.py"),
     ("layers.py", "zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))", "nn.Conv2d(out_channels, out_channels, 3, padding=1)", "test_layers.py"),
