@@ -1,6 +1,6 @@
 """Turn finished runs into what the package ships: half-precision weights, their model card, README's table and picture.
 
-    python book/ship.py --vae RUN --perceptual RUN --classifier RUN --unet RUN --dit RUN
+    python book/ship.py --vae RUN --perceptual RUN --classifier RUN --unet RUN --dit RUN --weak RUN
 
 takes the networks of the run folders named and leaves the others as they are; then everything that shows their numbers is
 measured and written anew (with --as-measured: written from the last measurement). Without any RUN only the numbers are
@@ -25,7 +25,7 @@ from ldm_minimal.report import describe
 from ldm_minimal.run import bar, device_name, load_vae
 
 ROOT = Path(__file__).parent.parent
-TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "autoguided": "U-Net, autoguidance"}
+TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "autoguided": "U-Net, autoguidance 1.5"}
 AUTOGUIDANCE = 1.5  # the scale, for which see trials.md
 
 
@@ -91,7 +91,7 @@ def measure(n: int, sample: SampleConfig, inception: bool, seeds: int) -> dict:
         with bar(n * sets, name, "image") as progress:
             results[name] = evaluate(models[net], classifier, train, test, n, config, kept_features if inception else None,
                                      progress.update, sets, models.get(weak))
-        results[name] |= {"device": device_name(device), "precision": precision}
+        results[name] |= {"weak": weak, "device": device_name(device), "precision": precision}
         print(as_table(results[name]), flush=True)
         checkpoint.save_json(WEIGHTS / "metrics.json", results)
     return results
@@ -169,7 +169,7 @@ def main() -> None:
     for name in parts:
         parser.add_argument(f"--{name}", type=Path, metavar="RUN")
     parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--seeds", type=int, default=3, help="sets of samples of the U-Net")
+    parser.add_argument("--seeds", type=int, default=3, help="sets of samples of the U-Net with autoguidance")
     parser.add_argument("--inception", action="store_true", help="measure the Inception FID, too")
     parser.add_argument("--as-measured", action="store_true", help="take the numbers of the last measurement")
     args = parser.parse_args()

@@ -2,9 +2,9 @@ r"""Guidance: lean away from what a less informed denoiser would say.
 
     z0_hat = uncond + s * (cond - uncond)          s = 0 unconditional, s = 1 conditional, s > 1 guided
 
-In classifier-free guidance `uncond` is the same network without the label. In autoguidance it is a weaker network with
-the label: smaller, less trained. The two make the same mistakes, the weaker one larger ones, so the difference points away from
-them. The first trades variety for certainty about the label, the second repairs the denoiser.
+In classifier-free guidance `uncond` is the same network without the label. In autoguidance it is a weaker network, told
+the label: smaller, less trained, and at s = 0 alone. The first buys certainty about the label with variety; the second
+leads away from where only the weaker network would go (chapter 5 measures both).
 
 The rule's weights add up to one and, at given z_t and t, the four targets are affine in each other: guiding z0, eps, v
 or flow is the same thing.
@@ -38,12 +38,12 @@ def guide(denoise, null: int, scale=1.0, interval: tuple[float, float] = (0.0, 1
         if bool((s == 1).all()):
             return denoise(zt, t, y)
         if bool((s == 0).all()):
-            return weak(zt, t, y) if weak else denoise(zt, t, torch.full_like(y, null))
-        if weak:
-            uncond, cond = weak(zt, t, y), denoise(zt, t, y)
-        else:
+            return denoise(zt, t, torch.full_like(y, null)) if weak is None else weak(zt, t, y)
+        if weak is None:
             both = denoise(torch.cat([zt, zt]), torch.cat([t, t]), torch.cat([torch.full_like(y, null), y]))
             uncond, cond = both.chunk(2)
+        else:
+            uncond, cond = weak(zt, t, y), denoise(zt, t, y)
         return uncond + s.to(uncond).reshape(-1, 1, 1, 1) * (cond - uncond)
 
     return guided

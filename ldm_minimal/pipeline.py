@@ -39,7 +39,7 @@ WEIGHTS = Path(__file__).parent / "assets" / "weights"
 
 @dataclass(frozen=True)
 class SampleConfig:
-    steps: int = option(20, "network evaluations per image, before guidance doubles them")
+    steps: int = option(20, "network evaluations per image, before guidance adds as many again")
     guidance: float = option(1.25, "guidance scale: 0 ignores the label, 1 follows it, above 1 exaggerates it")
     interval: tuple[float, ...] = option((0.0, 1.0), "guide only for t between these two")
     solver: str = option("dpm++2m", "how to step from noise to data", tuple(SOLVERS))
@@ -117,13 +117,15 @@ class LatentDiffusion:
                progress=None, weak: "LatentDiffusion | None" = None) -> Tensor:
         """One image for each entry of `classes` (names or ids): (N, 1, H, W) in [-1, 1].
 
-        steps     network evaluations per image (twice as many where guidance is neither 0 nor 1)
+        steps     network evaluations per image (twice as many where guidance is neither 0 nor 1; with `weak`, the
+                  second one is the weak model's)
         guidance  a number, or a function t (B,) -> (B,)
         seed      image i depends on (seed, i) alone, not on `batch` or the device
         progress  called with the number of images done after each batch
-        weak      a weaker model of the same latents: guidance leads away from it (autoguidance, 2406.02507)
+        weak      a weaker model of the same latents: guidance leads away from it, in place of the same model without
+                  the label (autoguidance, 2406.02507). At guidance 1 it is not asked, at 0 it answers alone
         Raises ValueError for an unknown class, solver or spacing, for steps < 1, for a bad guidance, and for a weak
-        model of other latents or of another schedule.
+        model of other latents, of another schedule or on another device.
         """
         labels = class_ids(classes, self.dataset)
         if len(labels) == 0:
@@ -145,18 +147,25 @@ class LatentDiffusion:
         """The steps of one batch: a generator of (z_s, z0_hat), scaled latents. `index`: see sampler.sample_noise."""
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}, choose from {', '.join(SOLVERS)}")
-        if weak and not self.shares_latents(weak):
-            raise ValueError("the weak model must have the same data set, latents, scale and noise schedule")
+        if weak is not None:
+            self.check_weak(weak)
         eta, order = SOLVERS[solver]
         times = time_grid(steps, self.denoiser.schedule, spacing)
         denoise = guide(self.denoise, self.denoiser.null, guidance, tuple(interval), weak and weak.denoise)
         randn = sample_noise(seed, index, self.latent_shape, self.device)
         yield from sample(denoise, randn(), labels.to(self.device), self.denoiser.schedule, times, eta, order, randn)
 
-    def shares_latents(self, other: "LatentDiffusion") -> bool:
-        """Whether the denoiser of `other` can be asked about this model's z_t."""
-        mine, its = ((m.dataset, m.latent_shape, m.config.schedule) for m in (self, other))
-        return mine == its and isclose(self.scale, other.scale, rel_tol=0.01)
+    def check_weak(self, weak: "LatentDiffusion") -> None:
+        """ValueError where the denoiser of `weak` cannot be asked about this model's z_t."""
+        mine, its = ((m.dataset, m.latent_shape, m.config.schedule) for m in (self, weak))
+        codes, its_codes = ({k: v.cpu() for k, v in m.vae.state_dict().items() if not k.startswith("decoder.")}
+                            for m in (self, weak))  # the decoder alone may differ
+        same = codes.keys() == its_codes.keys() and all(
+            v.shape == its_codes[k].shape and torch.allclose(v, its_codes[k], rtol=0.01, atol=1e-3) for k, v in codes.items())
+        if mine != its or not same or not isclose(self.scale, weak.scale, rel_tol=0.01):
+            raise ValueError("the weak model must have the same data set, encoder, latent scale and noise schedule")
+        if self.device != weak.device:
+            raise ValueError(f"the weak model is on {weak.device}, this one on {self.device}: weak.to({str(self.device)!r})")
 
     def denoise(self, zt: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The denoiser in this model's precision."""
@@ -209,11 +218,11 @@ class LatentDiffusion:
         return model.to(device)
 
     @classmethod
-    def pretrained(cls, net: str = "unet", device="cpu") -> "LatentDiffusion":
-        """The Fashion-MNIST model that ships with the package; its model card is beside the weights."""
-        if net not in SHIPPED:
-            raise ValueError(f"unknown model {net!r}, choose from {', '.join(SHIPPED)}")
-        return cls.load(WEIGHTS / f"{net}.json", device)
+    def pretrained(cls, name: str = "unet", device="cpu") -> "LatentDiffusion":
+        """A Fashion-MNIST model that ships with the package (SHIPPED); the model card is beside the weights."""
+        if name not in SHIPPED:
+            raise ValueError(f"unknown model {name!r}, choose from {', '.join(SHIPPED)}")
+        return cls.load(WEIGHTS / f"{name}.json", device)
 
 
 def build_denoiser(net, config: DenoiserConfig) -> Denoiser:

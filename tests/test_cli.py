@@ -299,15 +299,18 @@ def test_evaluate_writes_the_table(tiny_run, tmp_path, capsys):
 
 def test_autoguidance_takes_a_weaker_model_and_refuses_one_of_other_latents(tiny_run, tmp_path, capsys):
     drawn = {}
-    for name, flags in (("plain", []), ("by itself", ["--weak", str(tiny_run)])):
+    for name, model, flags in (("good", "unet", ["--guidance", "1"]), ("weak", "weak", ["--guidance", "1"]),
+                               ("by the weak one alone", "unet", ["--weak", "weak", "--guidance", "0"]),
+                               ("guided", "unet", ["--weak", "weak", "--guidance", "1.5"])):
         npz = tmp_path / f"{name}.npz"
-        argv = ["sample", "bag", "--model", str(tiny_run), "--n", "2", "--steps", "2", "--guidance", "1" if name == "plain" else "2", *flags]
-        assert main([*argv, "--out", str(tmp_path / "a.png"), "--npz", str(npz)]) == 0
+        argv = ["sample", "bag", "--model", model, "--n", "2", "--steps", "3", *flags, "--out", str(tmp_path / "a.png"), "--npz", str(npz)]
+        assert main(argv) == 0
         drawn[name] = np.load(npz)["images"].astype(int)
-    assert abs(drawn["plain"] - drawn["by itself"]).max() <= 1, "a model has nothing to move away from itself"
+    assert abs(drawn["weak"] - drawn["by the weak one alone"]).max() <= 1 < abs(drawn["weak"] - drawn["good"]).max()
+    assert abs(drawn["guided"] - drawn["good"]).max() > 1
     argv = ["evaluate", "--model", str(tiny_run), "--weak", str(tiny_run), "--n", "20", "--steps", "1", "--out", str(tmp_path / "m.json")]
     assert main(argv) == 0 and load_json(tmp_path / "m.json")["weak"] == str(tiny_run)
-    fails(capsys, ["sample", "--model", tiny_run, "--weak", "weak", "--out", tmp_path / "x.png"], 2, "weak model", "scale")
+    fails(capsys, ["sample", "--model", tiny_run, "--weak", "weak", "--out", tmp_path / "x.png"], 2, "weak model", "encoder")
     fails(capsys, ["sample", "--model", tiny_run, "--weak", "nowhere", "--out", tmp_path / "x.png"], 1, "nowhere")
 
 
