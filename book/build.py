@@ -84,7 +84,7 @@ def results_table() -> str:
     metrics = json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
     unet, dit, auto = (metrics[key]["table"] for key in ("unet", "dit", "autoguided"))
     sets = {"real training images (floor)": unet["floor"], "test images through the autoencoder (ceiling)": unet["ceiling"],
-            "samples, U-Net, autoguidance": auto["samples"],
+            "samples, U-Net with autoguidance": auto["samples"],
             **{name.replace("samples", "the same"): row for name, row in metrics["autoguided"]["more_seeds"].items()},
             "samples, U-Net": unet["samples"], "samples, DiT": dit["samples"], "uniform noise": unet["noise"]}
     rows = ["| images | FID test | FID train | FD | KID x 1000, ± spread | precision | recall | density | coverage | class accuracy |",
@@ -100,7 +100,7 @@ def results_cost() -> str:
     metrics = json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
     rows = ["| model | samples | images/s | evaluations an image | PSNR of reconstructions | SSIM | memorization ratio | machine |",
             "|---|---|---|---|---|---|---|---|"]
-    for name, key in (("U-Net", "unet"), ("U-Net, autoguidance", "autoguided"), ("DiT", "dit")):
+    for name, key in (("U-Net", "unet"), ("U-Net with autoguidance", "autoguided"), ("DiT", "dit")):
         m = metrics[key]
         rows.append(f"| {name} | {m['n']:,} | {m['sampling']['images_per_second']:.0f} | {m['sampling']['evaluations_per_image']} | "
                     f"{m['reconstruction']['psnr_db']:.2f} dB | {m['reconstruction']['ssim']:.3f} | {m['memorisation']:.2f} | "

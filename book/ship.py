@@ -25,7 +25,7 @@ from ldm_minimal.report import describe
 from ldm_minimal.run import bar, device_name, load_vae
 
 ROOT = Path(__file__).parent.parent
-TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "autoguided": "U-Net, autoguidance 1.5"}
+TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "autoguided": "U-Net with autoguidance 1.5"}
 AUTOGUIDANCE = 1.5  # the scale, for which see trials.md
 
 
@@ -133,7 +133,8 @@ def table(results: dict) -> list[str]:
              "FD, KID, precision, recall and coverage are on the features of our own classifier, so they compare these rows with each other and",
              "not with papers. (The ceiling's images are rebuilt from the reference itself, which flatters its precision, recall and coverage.)"]
     if inception:
-        lines += ["FID is on the standard Inception features: against the 10,000 test images, and against 10,000 training images."]
+        lines += ["FID is on the standard Inception features: against the 10,000 test images, and against 10,000 training images. Autoguidance is "
+                  "away from", "the weak U-Net."]
     heads = ["images", *(["FID test", "FID train"] if inception else []), "FD", "KID x1000", "precision", "recall", "coverage", "class accuracy"]
     lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     names = {"floor": "real training images (floor)", "ceiling": "test images through the autoencoder (ceiling)", "noise": "uniform noise"}
@@ -151,7 +152,7 @@ def table(results: dict) -> list[str]:
     lines += [line(names["noise"], first["table"]["noise"]), "",
               f"Reconstructions of the test set: PSNR {first['reconstruction']['psnr_db']:.2f} dB, SSIM {first['reconstruction']['ssim']:.3f}. "
               f"Memorisation ratio (1 is healthy, 0 is copying): "
-              + ", ".join(f"{TITLES[net]} {r['memorisation']:.2f}" for net, r in results.items()) + "."]
+              + ", ".join(f"{TITLES[net]}: {r['memorisation']:.2f}" for net, r in results.items()) + "."]
     return lines
 
 
