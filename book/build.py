@@ -87,12 +87,12 @@ def results_table() -> str:
             "samples, U-Net with autoguidance": auto["samples"],
             **{name.replace("samples", "the same"): row for name, row in metrics["autoguided"]["more_seeds"].items()},
             "samples, U-Net": unet["samples"], "samples, DiT": dit["samples"], "uniform noise": unet["noise"]}
-    rows = ["| images | FID test | FID train | FD | KID x 1000, ± spread | precision | recall | density | coverage | class accuracy |",
-            "|---|---|---|---|---|---|---|---|---|---|"]
+    rows = ["| images | FID test | FID train | FD | KID x 1000, ± spread | precision | recall | coverage | accuracy |",
+            "|---|---|---|---|---|---|---|---|---|"]
     for name, r in sets.items():
         fid = " | ".join(f"{r[key]:.2f}" if key in r else "" for key in ("inception_fid", "inception_fid_train"))
         rows.append(f"| {name} | {fid} | {r['fd']:.3f} | {r['kid_x1000']:.2f} ± {r['kid_spread_x1000']:.2f} | {r['precision']:.3f} | "
-                    f"{r['recall']:.3f} | {r['density']:.3f} | {r['coverage']:.3f} | {r['class_accuracy']:.1%} |")
+                    f"{r['recall']:.3f} | {r['coverage']:.3f} | {r['class_accuracy']:.1%} |")
     return "\n".join(rows)
 
 
