@@ -79,9 +79,13 @@ def minutes(notebook: dict) -> str:
     return "" if seconds is None else f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
+def measured() -> dict:
+    return json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
+
+
 def results_table() -> str:
     """ldm_minimal/assets/weights/metrics.json as a table."""
-    metrics = json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
+    metrics = measured()
     unet, dit, auto = (metrics[key]["table"] for key in ("unet", "dit", "autoguided"))
     sets = {"real training images (floor)": unet["floor"], "test images through the autoencoder (ceiling)": unet["ceiling"],
             "samples, U-Net with autoguidance": auto["samples"],
@@ -97,7 +101,7 @@ def results_table() -> str:
 
 
 def results_cost() -> str:
-    metrics = json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
+    metrics = measured()
     rows = ["| model | samples | images/s | evaluations an image | PSNR of reconstructions | SSIM | memorization ratio | machine |",
             "|---|---|---|---|---|---|---|---|"]
     for name, key in (("U-Net", "unet"), ("U-Net with autoguidance", "autoguided"), ("DiT", "dit")):
@@ -109,7 +113,7 @@ def results_cost() -> str:
 
 
 def results_classes() -> str:
-    metrics = json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
+    metrics = measured()
     found = [metrics[key]["classes_found"] for key in ("unet", "dit")]
     rows = ["| class | U-Net | DiT |", "|---|---|---|"]
     return "\n".join(rows + [f"| {name} | {found[0][name]:,} | {found[1][name]:,} |" for name in found[0]])

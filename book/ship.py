@@ -25,17 +25,15 @@ from ldm_minimal.report import describe
 from ldm_minimal.run import bar, device_name, load_vae
 
 ROOT = Path(__file__).parent.parent
-TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "autoguided": "U-Net with autoguidance 1.5"}
 AUTOGUIDANCE = 1.5  # the scale, for which see trials.md
+TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "autoguided": f"U-Net with autoguidance {AUTOGUIDANCE:g}"}
 
 
 def copy_weights(runs: dict[str, Path]) -> None:
     vae = load_vae(runs["vae"]) if "vae" in runs else None
-    models = {net: LatentDiffusion.load(runs[net]) if net in runs else LatentDiffusion.pretrained(net) for net in SHIPPED
-              if net in runs or (WEIGHTS / f"{net}.json").is_file()}
+    models = {net: LatentDiffusion.load(runs[net]) if net in runs else LatentDiffusion.pretrained(net) for net in SHIPPED}
     for net, model in models.items():  # all were read before the first is written: they share the VAE's file
-        known = WEIGHTS / (f"{net}.json" if (WEIGHTS / f"{net}.json").is_file() else "unet.json")
-        shipped = checkpoint.load_json(known)["meta"]["runs"]
+        shipped = checkpoint.load_json(WEIGHTS / f"{net}.json")["meta"]["runs"]
         model.meta["runs"] = dict(shipped)
         if net in runs:
             model.meta["runs"]["denoiser"] = origins(runs[net], "denoiser", shipped)

@@ -151,7 +151,7 @@ def sampling(group: str, trials: dict[str, SampleConfig], n: int = 1000, weak: L
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
     reference, _ = classify(classifier, test.images)
     model = LatentDiffusion.pretrained()
-    for each in (model, *([weak] if weak else [])):
+    for each in filter(None, (model, weak)):
         each.to(each.device, pick_precision(each.device)[0])
     rows[group] = {}
     for name, config in trials.items():

@@ -157,15 +157,15 @@ class LatentDiffusion:
 
     def check_weak(self, weak: "LatentDiffusion") -> None:
         """ValueError where the denoiser of `weak` cannot be asked about this model's z_t."""
+        if self.device != weak.device:
+            raise ValueError(f"the weak model is on {weak.device}, this one on {self.device}: weak.to({str(self.device)!r})")
         mine, its = ((m.dataset, m.latent_shape, m.config.schedule) for m in (self, weak))
-        codes, its_codes = ({k: v.cpu() for k, v in m.vae.state_dict().items() if not k.startswith("decoder.")}
+        codes, its_codes = ({k: v for k, v in m.vae.state_dict().items() if not k.startswith("decoder.")}
                             for m in (self, weak))  # the decoder alone may differ
         same = codes.keys() == its_codes.keys() and all(
             v.shape == its_codes[k].shape and torch.allclose(v, its_codes[k], rtol=0.01, atol=1e-3) for k, v in codes.items())
         if mine != its or not same or not isclose(self.scale, weak.scale, rel_tol=0.01):
             raise ValueError("the weak model must have the same data set, encoder, latent scale and noise schedule")
-        if self.device != weak.device:
-            raise ValueError(f"the weak model is on {weak.device}, this one on {self.device}: weak.to({str(self.device)!r})")
 
     def denoise(self, zt: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The denoiser in this model's precision."""

@@ -116,6 +116,9 @@ def test_a_weak_model_of_other_latents_is_refused(model, other):
     other.vae = copy.deepcopy(model.vae)
     torch.nn.init.zeros_(other.vae.decoder.layers[0].weight)  # a decoder of its own is no obstacle
     model.sample([1], steps=1, weak=other)
+    other.denoiser.to("meta")
+    with pytest.raises(ValueError, match="weak model is on meta, this one on cpu"):
+        model.sample([1], steps=1, weak=other)
 
 
 @pytest.mark.parametrize("options, words", [
