@@ -1,6 +1,6 @@
 """Turn finished runs into what the package ships: half-precision weights, their model card, README's table and picture.
 
-    python book/ship.py --vae RUN --perceptual RUN --classifier RUN --unet RUN --dit RUN --weak RUN
+    python book/ship.py --vae RUN --vae-gpu RUN --perceptual RUN --classifier RUN --unet RUN --dit RUN --weak RUN
 
 takes the networks of the run folders named and leaves the others as they are; then everything that shows their numbers is
 measured and written anew (with --as-measured: written from the last measurement). Without any RUN only the numbers are
@@ -10,8 +10,9 @@ cores for each of the eight sets of 10,000 images.
 
 import argparse
 import hashlib
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from ldm_minimal.report import describe
 from ldm_minimal.run import bar, device_name, load_vae
 
 ROOT = Path(__file__).parent.parent
+GPU = WEIGHTS / "vae-gpu"  # a better autoencoder, with latents of its own: what to train the next denoisers on
 AUTOGUIDANCE = 1.5  # the scale, for which see trials.md
 TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "autoguided": f"U-Net with autoguidance {AUTOGUIDANCE:g}"}
 
@@ -40,6 +42,10 @@ def copy_weights(runs: dict[str, Path]) -> None:
         if vae:
             model.vae, model.meta["runs"]["vae"] = vae, origins(runs["vae"], "vae", shipped)
         model.save(WEIGHTS, net, net, half=True)
+    if "vae-gpu" in runs:
+        vae = load_vae(runs["vae-gpu"])
+        checkpoint.save_tensors(GPU / "vae.safetensors", {k: v.half() for k, v in vae.state_dict().items()})
+        checkpoint.save_json(GPU / "vae.json", {"vae": asdict(vae.config), "runs": origins(runs["vae-gpu"], "vae", {})})
     for stage in ("perceptual", "classifier"):
         stem = f"{stage}-fashion-mnist"
         if stage in runs:
@@ -53,14 +59,16 @@ def copy_weights(runs: dict[str, Path]) -> None:
 def origins(run: Path, stage: str, shipped: dict) -> list[dict]:
     """Where a network comes from, run after run: the command, data, device, steps and seconds of each.
 
-    A run that trained on from shipped weights (--vae-from, --denoiser-from) comes after the runs of these.
+    A run that trained on from another one or from shipped weights (--vae-from, --denoiser-from) comes after the runs of these.
     """
-    config = checkpoint.load_json(run / "config.json")
-    _, state = checkpoint.load_tensors(run / f"{stage}.state.safetensors")
+    config, entries = checkpoint.load_json(run / "config.json"), (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    last = [entry for line in entries if (entry := json.loads(line))["stage"] == stage][-1]
     own = {"command": config["command"], "seed": config["config"]["seed"], "data_sha256": config["data"]["sha256"],
-           "steps": state["step"], "seconds": round(state["more"]["seconds"]), "device": config["device"],
+           "steps": last["step"], "seconds": round(last["seconds"]), "device": config["device"],
            "precision": config["precision"], "versions": config["versions"]}
-    return [*(shipped[stage] if config.get(f"{stage}_from") else []), own]
+    start = config.get(f"{stage}_from")
+    before = origins(Path(start), stage, shipped) if start and (Path(start) / "log.jsonl").is_file() else shipped[stage] if start else []
+    return [*before, own]
 
 
 def kept_features(images: torch.Tensor) -> torch.Tensor:
@@ -102,14 +110,15 @@ def card(results: dict) -> str:
     networks = [("VAE", "vae", about["unet"]["meta"]["runs"]["vae"])]
     networks += [(TITLES[net], net, about[net]["meta"]["runs"]["denoiser"]) for net in SHIPPED]
     networks += [("feature classifier", "classifier-fashion-mnist", judges["classifier"]["runs"]),
-                 ("network of the perceptual loss", "perceptual-fashion-mnist", judges["perceptual"]["runs"])]
+                 ("network of the perceptual loss", "perceptual-fashion-mnist", judges["perceptual"]["runs"]),
+                 ("VAE trained on a GPU", "vae-gpu/vae", checkpoint.load_json(GPU / "vae.json")["runs"])]
     lines = ["# Model card", "", "Small latent diffusion models of Fashion-MNIST, for learning and teaching. Trained with this package on the 60,000",
              "training images, stored in float16. They draw 28 x 28 grey pictures of clothes, and nothing else.", "",
              "| network | file | parameters | sha256 |", "|---|---|---|---|"]
     for name, stem, _ in networks:
         file = WEIGHTS / f"{stem}.safetensors"
         count = sum(t.numel() for t in checkpoint.load_tensors(file)[0].values()) / 1e6
-        lines.append(f"| {name} | `{file.name}` | {count:.2f} M | `{checkpoint.sha256(file)}` |")
+        lines.append(f"| {name} | `{stem}.safetensors` | {count:.2f} M | `{checkpoint.sha256(file)}` |")
     lines += ["", f"The latent scale is {about['unet']['latent_scale']:.4f}. The classifier is right on "
               f"{100 * judges['classifier']['test_accuracy']:.1f} % of the test images.", "",
               "## How they were trained", "",
@@ -164,7 +173,7 @@ def replace_between(text: str, name: str, lines: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("vae", "perceptual", "classifier", *SHIPPED)
+    parts = ("vae", "vae-gpu", "perceptual", "classifier", *SHIPPED)
     for name in parts:
         parser.add_argument(f"--{name}", type=Path, metavar="RUN")
     parser.add_argument("--n", type=int, default=10_000)
@@ -172,7 +181,7 @@ def main() -> None:
     parser.add_argument("--inception", action="store_true", help="measure the Inception FID, too")
     parser.add_argument("--as-measured", action="store_true", help="take the numbers of the last measurement")
     args = parser.parse_args()
-    copy_weights({name: path for name in parts if (path := getattr(args, name))})
+    copy_weights({name: path for name in parts if (path := getattr(args, name.replace("-", "_")))})
     sample = SampleConfig()
     results = checkpoint.load_json(WEIGHTS / "metrics.json") if args.as_measured else measure(args.n, sample, args.inception, args.seeds)
     (WEIGHTS / "MODEL_CARD.md").write_text(card(results), encoding="utf-8")

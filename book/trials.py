@@ -2,6 +2,7 @@
 
     python book/trials.py autoencoder factor denoiser --jobs 2      run these groups, then write the tables
     python book/trials.py sampling                                  sample the shipped U-Net in different ways, the same
+    python book/trials.py shipped                                   what the shipped autoencoders rebuild, the same
     python book/trials.py                                           write the tables from the rows that are there
 
 A trial is one call of `python -m ldm_minimal train` with the flags below; its run folder is runs/trials/GROUP-NUMBER, its numbers
@@ -18,22 +19,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from ldm_minimal import LatentDiffusion, data
 from ldm_minimal.checkpoint import load_json, save_json
 from ldm_minimal.data import to_float, to_uint8
-from ldm_minimal.evaluate import balanced, classify, compare, draw, reconstruct
+from ldm_minimal.evaluate import balanced, classify, compare, draw
 from ldm_minimal.metrics import frechet_distance, kid, psnr, ssim
 from ldm_minimal.pipeline import WEIGHTS, SampleConfig, load_classifier
 from ldm_minimal.precision import pick_precision
 from ldm_minimal.run import load_vae
 
-from ship import kept_features, replace_between
+from ship import GPU, kept_features, replace_between
 
 ROOT = Path(__file__).parent.parent
 RUNS, ROWS = ROOT / "runs" / "trials", ROOT / "book" / "trials.json"
 
 PLAIN = "runs/vae"  # by the first command of the model card: squared and absolute error and a KL, nothing else
+STRAIGHT = "--denoiser-schedule linear --denoiser-target flow --denoiser-times logit_normal"
 GROUPS = {  # name: (what all its trials share, {trial: its own flags})
     "autoencoder": (
         f"vae --vae-from {PLAIN} --vae-train-batch 32 --vae-train-lr 0.0005 --vae-train-steps 700 "
@@ -54,26 +57,28 @@ GROUPS = {  # name: (what all its trials share, {trial: its own flags})
             "f = 14": "--vae-channels 32 64 128 --vae-factors 2 7",
             "f = 4, VQ with 512 codes": "--vae-codes 512 --vae-beta 1",
         }),
-    "beta": (  # each on an autoencoder trained on from runs/decoder: see trials.md
-        "denoiser --denoiser-train-steps 100000 --denoiser-train-minutes 6", {
-            "beta 0.02": "--vae-from runs/decoder",
-            "beta 0.1": "--vae-from runs/beta-0.1",
-            "beta 0.3": "--vae-from runs/beta-0.3",
-            "beta 0.1, DiT 192 x 6": "--vae-from runs/beta-0.1 --net dit --dit-width 192 --dit-heads 6",
-        }),
+    "beta": (
+        "all --vae-train-steps 100000 --vae-train-minutes 1.5 --denoiser-train-steps 100000 --denoiser-train-minutes 2 "
+        "--samples 20 --sample-steps 2", {f"beta {beta:g}": f"--vae-beta {beta:g}" for beta in (0.02, 0.1, 0.3)}),
     "denoiser": (
-        "denoiser --denoiser-train-steps 100000 --denoiser-train-minutes 2", {
+        "denoiser --denoiser-train-steps 100000 --denoiser-train-minutes 2 --denoiser-schedule cosine --denoiser-target v "
+        "--denoiser-times uniform --denoiser-train-lr 0.001", {
             "U-Net 64-128, cosine, v, uniform t": "",
             "seed 1": "--seed 1",
             "linear path, flow, uniform t": "--denoiser-schedule linear --denoiser-target flow",
-            "linear path, flow, logit-normal t": "--denoiser-schedule linear --denoiser-target flow --denoiser-times logit_normal",
+            "linear path, flow, logit-normal t": STRAIGHT,
             "cosine, eps": "--denoiser-target eps",
             "U-Net 96-192, 1 block": "--unet-channels 96 192 --unet-blocks 1",
             "U-Net 64-128, learning rate 2e-3": "--denoiser-train-lr 0.002",
+            "cosine, v, logit-normal t, learning rate 2e-3": "--denoiser-times logit_normal --denoiser-train-lr 0.002",
+            "linear path, flow, logit-normal t, learning rate 2e-3": f"{STRAIGHT} --denoiser-train-lr 0.002",
+            "the same, learning rate 4e-3": f"{STRAIGHT} --denoiser-train-lr 0.004",
+            "the same, learning rate 2e-3, batch 64": f"{STRAIGHT} --denoiser-train-lr 0.002 --denoiser-train-batch 64",
             "DiT 128 x 6": "--net dit",
             "DiT 192 x 6": "--net dit --dit-width 192 --dit-heads 6",
         }),
 }
+MORE = ("sampling", "shipped")  # groups that train nothing
 SAMPLING = {f"{solver}, {spacing}, {steps} steps": SampleConfig(steps, 2.0, solver=solver, spacing=spacing)
             for solver, spacing in (("dpm++2m", "middle"), ("dpm++2m", "time"), ("ddim", "time"))
             for steps in (5, 10, 20, 50)}
@@ -83,7 +88,7 @@ GUIDANCE = {f"guidance {scale:g}, for t in {low:g} ... {high:g}": SampleConfig(1
 AUTOGUIDANCE = {f"away from the weak U-Net, scale {scale:g}": SampleConfig(10, scale) for scale in (1.25, 1.5, 2.0)}
 DRAWN = {  # samples of each trial
     "factor": (500, SampleConfig(10, spacing="middle")),
-    "beta": (1000, SampleConfig(10, 1.25, spacing="middle")),
+    "beta": (500, SampleConfig(10, spacing="middle")),
     "denoiser": (1000, SampleConfig(10, 1.25, spacing="middle")),
 }
 
@@ -113,19 +118,47 @@ def draw_and_score(model, classifier, test, reference: torch.Tensor, n: int, con
                      "images_per_second": cost["images_per_second"]}
 
 
+@torch.no_grad()
+def rebuild(vae, test, classifier, reference: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    """(the test images through the autoencoder, their row: PSNR, SSIM, rFD)."""
+    rebuilt = torch.cat([to_uint8(vae.decode(vae.encode(to_float(x)).mode())) for x in test.images.split(500)])
+    return rebuilt, {"psnr": float(psnr(test.images, rebuilt).mean()), "ssim": float(ssim(test.images, rebuilt).mean()),
+                     "rfd": frechet_distance(classify(classifier, rebuilt)[0], reference)}
+
+
+def autoencoders(group: str = "shipped") -> None:
+    """Rows of the autoencoders that ship: all test images rebuilt, against the same images."""
+    test, rows = data.load("fashion-mnist", "test"), load_json(ROWS)
+    classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
+    reference, real = classify(classifier, test.images)[0], kept_features(test.images)
+    rows[group] = {}
+    for name, path in {"the one of the shipped models": WEIGHTS / "unet.json", "trained on a GPU": GPU}.items():
+        rebuilt, row = rebuild(load_vae(path), test, classifier, reference)
+        fake = kept_features(rebuilt)
+        rows[group][name] = row | {"rfid_all": frechet_distance(fake, real), "inception_kid_x1000": 1000 * kid(fake, real)[0],
+                                   "texture": texture(rebuilt)}
+    rows[group]["the images themselves"] = {"texture": texture(test.images)}
+    save_json(ROWS, rows)
+
+
+def texture(images: torch.Tensor) -> float:
+    """Root mean square of what a 3 x 3 blur removes, in grey levels (chapter 10)."""
+    x = images.float()
+    return float((x - F.avg_pool2d(x, 3, stride=1, padding=1)).square().mean().sqrt())
+
+
 def measure(folder: Path, group: str, n: int = 1000) -> None:
     """folder/row.json: what the autoencoder rebuilds and, where there is a denoiser, what it draws."""
     test = data.load("fashion-mnist", "test")
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
     reference, _ = classify(classifier, test.images)
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    row = {e["stage"]: {"steps": e["step"], "ms": 1000 * e["seconds"] / e["step"]} for e in entries}  # the last of each
+    row = {e["stage"]: {"steps": e["step"], "ms": 1000 * e["seconds"] / e["step"]} | {k: e[k] for k in ("kl",) if k in e}
+           for e in entries}  # the last of each
     if (folder / "vae.json").is_file():
         vae = load_vae(folder)
-        with torch.no_grad():
-            rebuilt = torch.cat([to_uint8(vae.decode(vae.encode(to_float(x)).mode())) for x in test.images.split(500)])
-        row |= {"psnr": float(psnr(test.images, rebuilt).mean()), "ssim": float(ssim(test.images, rebuilt).mean()),
-                "rfd": frechet_distance(classify(classifier, rebuilt)[0], reference)}
+        rebuilt, quality = rebuild(vae, test, classifier, reference)
+        row |= quality
         if vae.config.codes:
             latents = torch.cat([vae.encode(to_float(x)).mode() for x in test.images.split(500)])
             row["codes_used"] = len(vae.quantizer(latents)[1].unique())
@@ -137,11 +170,6 @@ def measure(folder: Path, group: str, n: int = 1000) -> None:
         model = LatentDiffusion.load(folder)
         x, drawn = draw_and_score(model.to(model.device, "bf16"), classifier, test, reference, samples, config)
         row |= drawn
-        if group == "beta":
-            row["inception_kid_x1000"] = 1000 * kid(kept_features(test.images[: 3 * n]), kept_features(x))[0]
-            row["rebuilt_inception_kid_x1000"] = 1000 * kid(kept_features(test.images[: 3 * n])[n:],
-                                                            kept_features(reconstruct(model, test.images[:n])))[0]
-            row["loss"] = entries[-1]["loss"]
     save_json(folder / "row.json", row)
 
 
@@ -164,8 +192,10 @@ COLUMNS = {  # heading: how a row shows it
     "PSNR dB": lambda r: f"{r['psnr']:.2f}",
     "SSIM": lambda r: f"{r['ssim']:.4f}",
     "rFD": lambda r: f"{r['rfd']:.4f}",
+    "rFID, 10,000": lambda r: f"{r['rfid_all']:.2f}",
     "rFID, 1,000": lambda r: f"{r['rfid']:.2f}",
     "Inception KID x1000": lambda r: f"{r['inception_kid_x1000']:.2f}",
+    "texture": lambda r: f"{r['texture']:.2f}",
     "VAE ms/step": lambda r: f"{r['vae']['ms']:.0f}",
     "codes used": lambda r: f"{r['codes_used']}",
     "denoiser steps": lambda r: f"{r['denoiser']['steps']:,}",
@@ -174,7 +204,7 @@ COLUMNS = {  # heading: how a row shows it
     "KID x1000": lambda r: f"{r['kid_x1000']:.2f}",
     "precision": lambda r: f"{r['precision']:.3f}",
     "recall": lambda r: f"{r['recall']:.3f}",
-    "Inception KID x1000 of reconstructions": lambda r: f"{r['rebuilt_inception_kid_x1000']:.2f}",
+    "KL": lambda r: f"{r['vae']['kl']:.0f}",
     "class accuracy": lambda r: f"{100 * r['class_accuracy']:.1f} %",
     "samples/s": lambda r: f"{r['images_per_second']:.0f}",
 }
@@ -196,18 +226,20 @@ def table(rows: dict[str, dict]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join([*GROUPS, "sampling"]))
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join([*GROUPS, *MORE]))
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time; the threads are divided among them")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         return measure(Path(args.measure[0]), args.measure[1])
     rows, threads = load_json(ROWS) if ROWS.is_file() else {}, max(1, torch.get_num_threads() // args.jobs)
-    if unknown := set(args.groups) - {*GROUPS, "sampling"}:
+    if unknown := set(args.groups) - {*GROUPS, *MORE}:
         parser.error(f"unknown group {', '.join(unknown)}")
     todo = [(group, name) for group in args.groups if group in GROUPS for name in GROUPS[group][1] if name not in rows.get(group, {})]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda trial: run(*trial, threads), todo))
+    if "shipped" in args.groups:
+        autoencoders()
     if "sampling" in args.groups:
         sampling("solver", SAMPLING)
         sampling("guidance", GUIDANCE)

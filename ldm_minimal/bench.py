@@ -146,6 +146,7 @@ class Work:
     config: RunConfig
     device: torch.device
     precision: str
+    record: bool = True  # see train.train
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -154,7 +155,8 @@ class Work:
     def training(self, model: nn.Module, objective, config: TrainConfig) -> Call:
         """The next step of the package's training loop, over 2 * batch images and without end."""
         state = TrainState(model.to(self.device), config, self.precision)
-        return partial(next, train(state, objective, 2 * config.batch, replace(config, steps=10**9)))
+        endless = replace(config, steps=10**9)
+        return partial(next, train(state, objective, 2 * config.batch, endless, record=self.record))
 
     def train_vae(self) -> Call:
         config, batch = self.config.vae, self.config.vae_train.batch

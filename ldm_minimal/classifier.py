@@ -47,6 +47,7 @@ def classifier_loss(classifier: Classifier, x: Tensor, y: Tensor, generator: tor
     """Cross-entropy (B,), on images moved by up to two pixels. Never mirrored: shoes have a direction."""
     side = x.shape[-1]
     where = generator.device if generator is not None else x.device
-    down, right = (int(v) for v in torch.randint(0, 5, (2,), generator=generator, device=where))
-    x = F.pad(x, (2, 2, 2, 2), value=-1.0)[:, :, down : down + side, right : right + side]
+    shift = torch.randint(0, 5, (2,), generator=generator, device=where).to(x.device)
+    rows, columns = shift[:, None] + torch.arange(side, device=x.device)
+    x = F.pad(x, (2, 2, 2, 2), value=-1.0)[:, :, rows[:, None], columns]
     return F.cross_entropy(classifier(x).float(), y, reduction="none")

@@ -70,7 +70,7 @@ def draw_times(batch: int, generator: torch.Generator | None = None, times: str 
 
 def drop_labels(y: Tensor, null: int, share: float, generator: torch.Generator | None = None) -> Tensor:
     """Replace each label by `null` with probability `share`, independently (2207.12598, algorithm 1)."""
-    return torch.where(draw(torch.rand, y.shape, generator, y.device) < share, null, y)
+    return y.masked_fill(draw(torch.rand, y.shape, generator, y.device) < share, null)
 
 
 class Denoiser(nn.Module):

@@ -150,7 +150,8 @@ class LabelEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, y: Tensor) -> Tensor:
-        if not y.is_cuda:  # on a GPU this look at the values would wait for the device in every step
+        # on a GPU this look at the values would wait for the device in every step, and torch.compile would stop at it
+        if not y.is_cuda and not torch.compiler.is_compiling():
             check_labels(y, self.num_classes)
         return self.table(y)  # (B,) -> (B, dim)
 

@@ -60,6 +60,11 @@ class Noise(torch.Generator):
         self.part, self.parts = place()
 
 
+def generator(device) -> torch.Generator:
+    """What a step draws its noise from: a Noise where there are several processes, else PyTorch's own."""
+    return torch.Generator(device) if place()[1] == 1 else Noise(device)
+
+
 def wrap(module: nn.Module) -> nn.Module:
     """For several processes a DistributedDataParallel: after backward(), gradients are means over the processes."""
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # harmless, of 1x1 kernels

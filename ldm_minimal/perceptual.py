@@ -35,13 +35,17 @@ from .vae import VAE, vae_terms
 class PerceptualConfig:
     perceptual: float = option(0.0, "p: weight of the perceptual term, per pixel")
     adversarial: float = option(0.0, "a: weight of the adversarial term")
+    width: int = option(32, "channels of the discriminator's first layer; the next have twice and four times as many")
+    speed: float = option(1.0, "the discriminator's learning rate, in multiples of the autoencoder's")
     start: float = option(0.2, "share of the steps before the discriminator is listened to")
     decoder_only: bool = option(False, "leave the encoder as it is")
 
     def __post_init__(self):
-        for name in ("perceptual", "adversarial"):
+        for name in ("perceptual", "adversarial", "speed"):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
+        if self.width < 1:
+            raise ValueError(f"width must be >= 1, got {self.width}")
         if not 0 <= self.start <= 1:
             raise ValueError(f"start is a share of the steps, 0 ... 1, got {self.start}")
 
@@ -115,10 +119,17 @@ class PerceptualVAE(nn.Module):
     def __init__(self, vae: VAE, config: PerceptualConfig):
         super().__init__()
         self.vae, self.config = vae, config
-        self.discriminator = PatchDiscriminator(vae.config.in_channels) if config.adversarial else None
+        self.discriminator = PatchDiscriminator(vae.config.in_channels, config.width) if config.adversarial else None
         vae.encoder.requires_grad_(not config.decoder_only)
 
-    def loss(self, x: Tensor, features: FeatureNet | None = None, progress: float = 1.0,
+    def groups(self) -> list[dict]:
+        """What the optimizer is to move, and how fast in multiples of the learning rate (two rates: 1706.08500)."""
+        groups = [{"params": list(self.vae.parameters())}]
+        if self.discriminator is not None:
+            groups.append({"params": list(self.discriminator.parameters()), "speed": self.config.speed})
+        return groups
+
+    def loss(self, x: Tensor, features: FeatureNet | None = None, progress: float | Tensor = 1.0,
              generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """x (B, 1, H, W) in [-1, 1] -> "loss" and its terms, each (B,). progress: share of the training done."""
         x_hat, reconstruction, regularization = vae_terms(self.vae, x, generator)
@@ -132,9 +143,8 @@ class PerceptualVAE(nn.Module):
         if self.discriminator is not None:
             terms["discriminator"] = hinge_loss(self.discriminator(x), self.discriminator(x_hat.detach()))
             loss = loss + terms["discriminator"]  # D's turn: it saw x_hat as a picture without a history
-            if progress >= self.config.start:
-                self.discriminator.requires_grad_(False)  # the decoder's turn: gradients go through D, not to D
-                adversarial = -self.discriminator(x_hat).flatten(1).mean(1)
-                self.discriminator.requires_grad_(True)
-                loss = loss + self.config.adversarial * adversarial
+            self.discriminator.requires_grad_(False)  # the decoder's turn: gradients go through D, not to D
+            adversarial = -self.discriminator(x_hat).flatten(1).mean(1)
+            self.discriminator.requires_grad_(True)
+            loss = loss + self.config.adversarial * (progress >= self.config.start) * adversarial
         return {"loss": loss} | terms

@@ -1,4 +1,4 @@
-"""What a run is made of, as one frozen dataclass, and the budgets that ship: cpu, t4, release, tiny."""
+"""What a run is made of, as one frozen dataclass, and the budgets that ship: cpu, t4, gpu, release, tiny."""
 
 from dataclasses import dataclass, field
 
@@ -57,6 +57,14 @@ PRESETS = {
         samples=10_000,
         vae_train=TrainConfig(steps=6000, batch=128, lr=2e-3, clip=2000.0, warmup=200),
         denoiser_train=TrainConfig(steps=14_000, batch=256, lr=1e-3, ema=0.9995, warmup=500),
+    ),
+    # a datacentre GPU, in about ten minutes (see README): the autoencoder with all terms, and an epoch a second
+    "gpu": RunConfig(
+        samples=10_000,
+        vae=VAEConfig(decoder_blocks=2, beta=0.1),
+        vae_train=TrainConfig(steps=11_000, batch=128, lr=1e-3, clip=2000.0, warmup=200),
+        vae_loss=PerceptualConfig(perceptual=1.0, adversarial=40.0, width=64, speed=4.0),
+        denoiser_train=TrainConfig(steps=28_000, batch=1024, lr=2e-3, ema=0.9995, warmup=500),
     ),
     # the first trainings of the shipped weights: 81 minutes on two busy CPU cores, the DiT included; the refined decoder
     # and the second training of the U-Net made it 163 (see the model card)

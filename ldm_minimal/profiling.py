@@ -12,7 +12,9 @@ counts them over the time of their kind.
     outside      what of the step's wall-clock time is in no operation: Python; on a GPU its idle share (kernels of one
                  stream follow each other, so the gap between their sum and the clock is idleness)
 
-The profiler itself takes time, the more the smaller the operations are: compare the step with `bench`.
+The profiler itself takes time, the more the smaller the operations are: compare the step with `bench`. On a GPU,
+where the loop replays its step as a CUDA graph, it would see one operation alone: there the kernels are those of the
+step that is not recorded, and the clock is that of the one that is.
 """
 
 import re
@@ -23,7 +25,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from .bench import Call, Work, describe_machine
+from .bench import Call, Work, describe_machine, median_seconds
 from .dit import DiT
 from .presets import PRESETS, RunConfig, default_preset
 from .unet import UNet
@@ -57,8 +59,11 @@ def count_by_kind(call: Call) -> Counter:
     return total
 
 
-def profile_steps(call: Call, steps: int, device: torch.device) -> dict:
-    """{"seconds": of a step, "outside": share, "kinds": {kind: share, ms, calls, gflops}}; shares of the step."""
+def profile_steps(call: Call, steps: int, device: torch.device, seconds: float | None = None) -> dict:
+    """{"seconds": of a step, "outside": share, "kinds": {kind: share, ms, calls, gflops}}; shares of the step.
+
+    seconds: of a step, where another clock than that of the profiled steps is to count
+    """
     gpu = device.type == "cuda"
     flop = (call(), count_by_kind(call))[1]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
@@ -68,7 +73,7 @@ def profile_steps(call: Call, steps: int, device: torch.device) -> dict:
             call()
         if gpu:
             torch.cuda.synchronize(device)
-        seconds = (time.perf_counter() - start) / steps
+        seconds = seconds or (time.perf_counter() - start) / steps
     spent, calls = Counter(dict.fromkeys([*KINDS, REST], 0.0)), Counter()
     for event in record.events():
         if event.device_type != torch.autograd.DeviceType.CPU:
@@ -89,12 +94,14 @@ def profile_steps(call: Call, steps: int, device: torch.device) -> dict:
 def profiling(device: torch.device, precision: str, steps: int = 5, config: RunConfig | None = None) -> dict:
     """The tables, printed and returned for JSON. config: by default the device's preset."""
     config = config or PRESETS[default_preset(device)]
-    work, n = Work(config, device, precision), config.denoiser_train.batch
+    loose, recorded = (Work(config, device, precision, record) for record in (False, True))
+    n = config.denoiser_train.batch
     result = {"machine": describe_machine(device, precision), "steps": steps, "tables": {}}
-    for name, make in {"VAE": work.train_vae,
-                       "U-Net": lambda: work.train_denoiser(UNet, config.unet, work.latent, n),
-                       "DiT": lambda: work.train_denoiser(DiT, config.dit, work.latent, n)}.items():
-        result["tables"][name] = found = profile_steps(make(), steps, device)
+    for name, make in {"VAE": Work.train_vae,
+                       "U-Net": lambda work: work.train_denoiser(UNet, config.unet, work.latent, n),
+                       "DiT": lambda work: work.train_denoiser(DiT, config.dit, work.latent, n)}.items():
+        clock = median_seconds({name: make(recorded)}, 1.0, device)[name] if device.type == "cuda" else None
+        result["tables"][name] = found = profile_steps(make(loose), steps, device, clock)
         title = f"{name}, {1000 * found['seconds']:.1f} ms a step"
         print(f"\n{title:28}{'share':>8}{'ms':>9}{'calls':>8}{'GFLOP/s':>10}")
         for kind, row in sorted(found["kinds"].items(), key=lambda pair: -pair[1]["ms"]):

@@ -36,6 +36,7 @@ from .perceptual import FeatureNet, PerceptualVAE
 from .pipeline import (
     NETS, WEIGHTS, LatentDiffusion, build_denoiser, config_from, load_classifier, load_weights,
 )
+from .precision import autocast
 from .presets import RunConfig
 from .train import Meter, TrainConfig, TrainState, compile_or_not, train
 from .vae import VAE, VAEConfig
@@ -89,7 +90,7 @@ class Run:
 
     def __init__(self, folder: Path, config: RunConfig, device: torch.device, precision: str, compile: bool = False):
         self.folder, self.config, self.device, self.precision, self.compile = folder, config, device, precision, compile
-        self.progress = 0.0  # share of the present stage's steps that were taken
+        self.progress = torch.zeros((), device=device)  # share of the present stage's steps that were taken
         for first in (True, False):  # the first process may have to fetch the files
             if parallel.is_main() == first:
                 self.images: data.Dataset = data.load(config.dataset, "train")
@@ -160,7 +161,8 @@ class Run:
         if parallel.is_main():
             self.forget_after(name, state.step)
         started = saved = time.perf_counter()
-        meter, self.progress = Meter(), state.step / config.steps
+        meter = Meter()
+        self.progress.fill_(state.step / config.steps)
 
         def save() -> None:
             if parallel.is_main():
@@ -171,7 +173,7 @@ class Run:
             for step in train(state, objective, len(self.images), config, self.config.seed):
                 meter.add(step)
                 progress.update()
-                self.progress = step.step / config.steps
+                self.progress.fill_(step.step / config.steps)
                 stop = parallel.mean(torch.tensor(float(len(interrupted)))) > 0  # a signal may reach only one process
                 if step.step % LOG_EVERY == 0 or step.step == config.steps or stop:
                     means = meter.summary()  # raises Diverged; what is saved below is therefore sound
@@ -191,7 +193,7 @@ class Run:
 
     def fit(self, name: str, model, objective, config: TrainConfig) -> TrainConfig:
         """Fewer steps where this machine is too slow for config.minutes, measured on a throw-away copy of the model."""
-        self.progress = 1.0  # as at the end, with every term of the loss: the dearest steps
+        self.progress.fill_(1.0)  # as at the end, with every term of the loss: the dearest steps
         trial, times = TrainState(copy.deepcopy(model), config, self.precision), [time.perf_counter()]
         for _ in train(trial, objective, len(self.images), replace(config, steps=12), self.config.seed):
             if self.device.type == "cuda":
@@ -279,7 +281,9 @@ class Run:
         if self.compile:
             shape = (config.denoiser_train.batch // parallel.place()[1], *moments.shape[2:])
             zt, y = torch.zeros(shape, device=self.device), labels.new_zeros(shape[0])
-            print(f"denoiser   {compile_or_not(denoiser.to(self.device).net, zt, zt[:, 0, 0, 0], y)}", flush=True)
+            with autocast(self.device, self.precision):
+                said = compile_or_not(denoiser.to(self.device).net, zt, zt[:, 0, 0, 0], y)
+            print(f"denoiser   {said}", flush=True)
         trained = self.stage("denoiser", denoiser, objective, config.denoiser_train).model
         last = self.entries("denoiser")[-1]
         meta = {"command": load_json(self.folder / "config.json")["command"], "seed": config.seed,

@@ -8,6 +8,9 @@ five, a restart and five more, bit for bit on one device. The learning rate rise
 falls to zero along a half cosine. With fp16 the loss is scaled (order: scale, backward, unscale, clip, step, update);
 a step that overflowed is repeated at a smaller scale and not counted.
 
+A step of these small networks is a thousand kernels of a few microseconds: a fast GPU would wait for Python. There the
+step is recorded once as a CUDA graph and then replayed (`Recorded`).
+
 Papers: AdamW 1711.05101, cosine decay 1608.03983, clipping 1211.5063, loss scaling 1710.03740.
 """
 
@@ -56,9 +59,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * 0.5 * (1 + cos(pi * progress))
 
 
-def step_generator(seed: int, step: int, device) -> torch.Generator:
-    """The noise of one step: a fresh generator from (seed, step), on the device that uses it."""
-    return parallel.Noise(device).manual_seed(seed * 1_000_003 + step)
+def step_generator(seed: int, step: int, device, noise: torch.Generator | None = None) -> torch.Generator:
+    """The noise of one step: a generator seeded by (seed, step), on the device that uses it: `noise`, or a new one."""
+    return (noise or parallel.generator(device)).manual_seed(seed * 1_000_003 + step)
 
 
 class TrainState:
@@ -68,8 +71,12 @@ class TrainState:
         self.model, self.precision, self.step = model, precision, 0
         self.device = next(model.parameters()).device
         self.ema = EMA(model, config.ema)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
-                                           betas=(0.9, 0.99), fused=True)
+        groups = model.groups() if hasattr(model, "groups") else [{"params": list(model.parameters())}]
+        gpu = self.device.type == "cuda"
+        for group in groups:  # on a GPU the rate is a tensor, so that a recorded step reads each new value
+            group["lr"] = torch.tensor(config.lr, device=self.device) if gpu else config.lr
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True,
+                                           capturable=gpu)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def save(self, path, meta: dict | None = None) -> None:
@@ -133,28 +140,73 @@ class Loss(nn.Module):
         return self.objective(self.model, index, noise)
 
 
-def train(state: TrainState, objective: Objective, n: int, config: TrainConfig, seed: int = 0) -> Iterator[Step]:
-    """Run from state.step to config.steps over `n` training images; yields after each step and its EMA."""
+class Recorded:
+    """A step as a CUDA graph: a few calls as they come, one that is recorded, and from then on replays of that one.
+
+    step:   indices (B,) on the device -> (values, norm). It may ask nothing of the device, and all that changes from
+            one call to the next must be a tensor on it: the indices, the learning rate, and the state of `noise`
+    """
+
+    WARM_UP = 3  # calls in which libraries choose their kernels and take their memory
+
+    def __init__(self, step: Callable, noise: torch.Generator):
+        self.step, self.noise, self.calls, self.graph = step, noise, 0, torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        self.calls += 1
+        self.stream.wait_stream(torch.cuda.current_stream())
+        if self.calls <= self.WARM_UP:
+            with torch.cuda.stream(self.stream):
+                result = self.step(index)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return result
+        if self.calls == self.WARM_UP + 1:
+            self.index = index.clone()
+            self.graph.register_generator_state(self.noise)
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.result = self.step(self.index)  # recorded, not run
+        self.index.copy_(index)
+        self.graph.replay()
+        values, norm = self.result  # the next replay writes over these
+        return {name: value.clone() for name, value in values.items()}, norm.clone()
+
+
+def train(state: TrainState, objective: Objective, n: int, config: TrainConfig, seed: int = 0,
+          record: bool = True) -> Iterator[Step]:
+    """Run from state.step to config.steps over `n` training images; yields after each step and its EMA.
+
+    record: on a GPU in bfloat16 or float32, replay the step as a CUDA graph: the same numbers, without Python's time
+    """
     model, optimizer, scaler = state.model.train(), state.optimizer, state.scaler
     mine, loss = parallel.share(config.batch), parallel.wrap(Loss(model, objective))
-    while state.step < config.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, config)
-        index = batch_index(state.step, config.batch, n, seed)[mine].to(state.device)
+    noise = parallel.generator(state.device)
+
+    def advance(index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         with autocast(state.device, state.precision):
-            values = loss(index, step_generator(seed, state.step, state.device))
+            values = loss(index, noise)
         scaler.scale(values["loss"].mean()).backward()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip, foreach=True)
-        before = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        return {name: value.detach() for name, value in values.items()}, norm.detach()
+
+    if record and state.device.type == "cuda" and state.precision != "fp16" and parallel.place()[1] == 1:
+        advance = Recorded(advance, noise)
+    while state.step < config.steps:
+        for group in optimizer.param_groups:
+            rate = group.get("speed", 1.0) * learning_rate(state.step, config)
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+        step_generator(seed, state.step, state.device, noise)
+        before = scaler.get_scale()
+        values, norm = advance(batch_index(state.step, config.batch, n, seed)[mine].to(state.device))
         if scaler.get_scale() < before:  # fp16 overflowed, nothing was changed: the same step again, at a smaller scale
             continue
         state.ema.update(model)
         state.step += 1
-        yield Step(state.step, {name: value.detach() for name, value in values.items()}, norm.detach())
+        yield Step(state.step, values, norm)
 
 
 class Diverged(RuntimeError):
@@ -203,11 +255,13 @@ class Meter:
 
 
 def compile_or_not(module: nn.Module, *example) -> str:
-    """torch.compile in place; where it does not work here, the module stays as it was. Says in words what happened."""
+    """torch.compile in place; where it does not work here, the module stays as it was. Says in words what happened.
+
+    Call it as training will call the module, under the same autocast: what is compiled here need not be again.
+    """
     try:
         module.compile()
-        with torch.no_grad():
-            module(*example)
+        module(*example)
         return "compiled"
     except Exception as error:  # no compiler, no Triton: any of many errors, and none of them is a reason to stop
         module._compiled_call_impl = None

@@ -49,6 +49,7 @@ class VAEConfig:
     channels: tuple[int, ...] = option((32, 64, 128), "channels per resolution")
     factors: tuple[int, ...] = option((), "how many times smaller each further resolution is (none: 2 each)")
     blocks: int = option(1, "residual blocks per resolution")
+    decoder_blocks: int = option(0, "the same for the decoder (0: as many as in the encoder)")
     latent_channels: int = option(4, "channels of the latent")
     beta: float = option(0.02, "weight of the KL (both terms are sums over one image), or of the codebook's loss")
     codes: int = option(0, "size of the codebook of a VQ-regularised autoencoder (0: none, a KL instead)")
@@ -99,7 +100,7 @@ class Decoder(nn.Module):
         for level, width in enumerate(channels):
             if level > 0:
                 layers.append(Upsample(channels[level - 1], width, factors[level - 1]))
-            layers += [ResBlock(width, width) for _ in range(config.blocks)]
+            layers += [ResBlock(width, width) for _ in range(config.decoder_blocks or config.blocks)]
         layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, config.in_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 

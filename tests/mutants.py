@@ -85,7 +85,10 @@ MUTANTS = [
     ("ema.py", "min(self.decay, (1 + self.updates) / (10 + self.updates))", "self.decay", "test_ema.py"),
     ("ema.py", "1 - decay)", "decay)", "test_ema.py"),
     ("train.py", "scaler.unscale_(optimizer)\n", "pass\n", "test_train.py"),
-    ("train.py", "step_generator(seed, state.step, state.device)", "step_generator(seed, 0, state.device)", "test_train.py"),
+    ("train.py", "step_generator(seed, state.step, state.device, noise)", "step_generator(seed, 0, state.device, noise)", "test_train.py"),
+    ("train.py", "        self.index.copy_(index)\n", "", "test_train.py"),  # every replay trains on the recorded batch
+    ("train.py", "name: value.clone()", "name: value", "test_train.py"),  # and reports the last one's losses for all
+    ("train.py", 'group.get("speed", 1.0) * ', "", "test_perceptual.py"),
     ("train.py", "self.step, self.ema.updates = own[\"step\"], own[\"ema_updates\"]", "self.step = own[\"step\"]", "test_train.py"),
     ("train.py", 'load_into(self.ema.model, parts["ema"], str(path))', "pass", "test_train.py"),
     ("checkpoint.py", "os.replace(part, path)", "path.write_bytes(part.read_bytes()[:-1])", "test_checkpoint.py"),

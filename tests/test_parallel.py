@@ -112,7 +112,7 @@ def assert_equal_up_to_rounding(a: Path, b: Path) -> None:
 
 
 def halves(seed: int = 0) -> list[torch.Generator]:
-    generators = [step_generator(seed, 5, "cpu") for _ in range(2)]
+    generators = [step_generator(seed, 5, "cpu", parallel.Noise()) for _ in range(2)]
     for part, generator in enumerate(generators):
         generator.part, generator.parts = part, 2
     return generators

@@ -246,7 +246,7 @@ def test_under_bfloat16_autocast_every_term_comes_out_in_float32():
 
 
 @pytest.mark.parametrize("wrong", [{"perceptual": -1.0}, {"adversarial": float("nan")}, {"perceptual": float("inf")},
-                                   {"start": 1.1}, {"start": -0.1}, {"start": float("nan")}], ids=str)
+                                   {"speed": -1.0}, {"width": 0}, {"start": 1.1}, {"start": -0.1}, {"start": float("nan")}], ids=str)
 def test_impossible_weights_are_refused_by_name(wrong):
     (name, value), = wrong.items()
     with pytest.raises(ValueError, match=f"{name} .*{value}"):
@@ -264,6 +264,29 @@ def trained(vae, steps=6, **config):
     for _ in train(state, lambda model, index, noise: model.loss(x[index], net, 1.0, noise), 16, torch_config):
         pass
     return state
+
+
+def test_the_discriminator_takes_steps_as_much_longer_as_its_speed_says():
+    def moved(speed):
+        torch.manual_seed(0)
+        vae = VAE(SMALL)
+        torch.manual_seed(1)
+        before = copy.deepcopy(PerceptualVAE(vae, PerceptualConfig(adversarial=1.0)).state_dict())
+        after = trained(vae, steps=1, adversarial=1.0, speed=speed).model.state_dict()  # the same start: seeds 0 and 1
+        return {name: after[name] - before[name] for name in before}
+
+    slow, fast = moved(1.0), moved(4.0)
+    for name, step in slow.items():
+        times = 4.0 if name.startswith("discriminator.") else 1.0
+        assert step.any() or not name.startswith("discriminator."), name
+        torch.testing.assert_close(fast[name], times * step, rtol=1e-3, atol=2e-7)  # atol: rounding of weights near 1
+
+
+def test_the_discriminator_is_as_wide_as_asked_for():
+    for width in (8, 48):
+        judge = PerceptualVAE(VAE(SMALL), PerceptualConfig(adversarial=1.0, width=width)).discriminator
+        widths = [layer.out_channels for layer in judge.layers if isinstance(layer, torch.nn.Conv2d)]
+        assert widths == [width, 2 * width, 4 * width, 1]
 
 
 @pytest.mark.parametrize("decoder_only", [True, False])

@@ -1,7 +1,9 @@
 """The training loop: resume equals no interruption bit for bit, the order of its parts, fp16's scaler, divergence."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from ldm_minimal.data import batch_index
 from ldm_minimal.denoiser import Denoiser, draw_times
 from ldm_minimal.schedule import cosine
 from ldm_minimal.train import (
-    Diverged, Meter, Step, TrainConfig, TrainState, compile_or_not, learning_rate, step_generator, train,
+    Diverged, Meter, Recorded, Step, TrainConfig, TrainState, compile_or_not, learning_rate, step_generator, train,
 )
 from ldm_minimal.unet import UNet, UNetConfig
 
@@ -79,6 +81,68 @@ def test_every_step_of_the_loop_has_noise_of_its_own():
 
     assert len({tuple(t) for t in times(0).tolist()}) == CONFIG.steps
     assert torch.equal(times(0), times(0)) and not torch.equal(times(0), times(1))
+
+
+class Tape:
+    """In place of a CUDA graph: recording runs the step once (a graph would not), each replay runs it again."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def register_generator_state(self, noise):
+        self.noise, self.state = noise, noise.get_state()
+
+    def replay(self):
+        if self.replays == 0:
+            self.noise.set_state(self.state)  # as if recording had drawn no numbers
+        self.replays += 1
+        (values, norm), (new, new_norm) = self.recorded.result, self.recorded.step(self.recorded.index)
+        for mine, theirs in zip([*values.values(), norm], [*new.values(), new_norm]):
+            mine.copy_(theirs)  # a graph writes into the same memory each time
+
+
+def test_a_recorded_step_reads_new_indices_and_noise_and_its_results_last(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, **named: nullcontext())
+    noise = torch.Generator()
+
+    def step(index):
+        loss = index + torch.rand(3, generator=noise)
+        return {"loss": loss, "double": 2 * loss}, loss.norm()
+
+    def run(step):
+        found = []
+        for number in range(7):
+            noise.manual_seed(number)
+            found.append(step(torch.arange(3) + 10 * number))
+        return found
+
+    recorded = Recorded(step, noise)
+    recorded.graph.recorded = recorded
+    for (values, norm), (expected, expected_norm) in zip(run(recorded), run(step)):
+        assert torch.equal(norm, expected_norm) and values.keys() == expected.keys()
+        assert all(torch.equal(values[name], expected[name]) for name in values)
+    assert recorded.graph.replays == 7 - Recorded.WARM_UP
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_recorded_steps_end_with_the_weights_of_plain_ones_bit_for_bit():
+    data, labels = DATA.cuda(), LABELS.cuda()
+
+    def objective(model, index, noise):
+        return {"loss": model.loss(data[index], labels[index], noise)}
+
+    def weights(record):
+        state = TrainState(denoiser().cuda(), CONFIG, "bf16")
+        for _ in train(state, objective, 40, CONFIG, record=record):
+            pass
+        return tensors_of(state)
+
+    plain, recorded = weights(False), weights(True)
+    assert all(torch.equal(plain[name], recorded[name]) for name in plain)
 
 
 def test_training_lowers_the_loss():

@@ -145,6 +145,17 @@ def test_784_values_become_196_and_784_again():
     assert vae.decode(q.mode()).shape == x.shape
 
 
+def test_the_decoder_may_have_more_blocks_than_the_encoder():
+    def blocks(part):
+        return sum(isinstance(layer, ResBlock) for layer in part.layers)
+
+    same, deeper = small(blocks=2), small(blocks=1, decoder_blocks=3)
+    assert (blocks(same.encoder), blocks(same.decoder)) == (6, 6), "0: as many as in the encoder"
+    assert (blocks(deeper.encoder), blocks(deeper.decoder)) == (3, 9)
+    x = normal(2, 1, 8, 8)
+    assert deeper.decode(deeper.encode(x).mode()).shape == x.shape
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("channels, factor", [((8,), 1), ((8, 12), 2), ((4, 8, 12), 4), ((4, 4, 8, 8), 8)])
 @pytest.mark.parametrize("blocks", [1, 2])
