@@ -119,7 +119,8 @@ def card(results: dict) -> str:
         file = WEIGHTS / f"{stem}.safetensors"
         count = sum(t.numel() for t in checkpoint.load_tensors(file)[0].values()) / 1e6
         lines.append(f"| {name} | `{stem}.safetensors` | {count:.2f} M | `{checkpoint.sha256(file)}` |")
-    lines += ["", f"The latent scale is {about['unet']['latent_scale']:.4f}. The classifier is right on "
+    lines += ["", "The VAE trained on a GPU has latents of its own, which none of these denoisers fits: it is for denoisers to come (book/trials.md).",
+              f"The latent scale of the others is {about['unet']['latent_scale']:.4f}. The classifier is right on "
               f"{100 * judges['classifier']['test_accuracy']:.1f} % of the test images.", "",
               "## How they were trained", "",
               "In this order; a path of the package's own weights in a command means the network as the line above left it. Seconds are",

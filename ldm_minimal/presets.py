@@ -48,8 +48,9 @@ SECTIONS = {  # flag prefix: name of the section in RunConfig
 PRESETS = {
     # two CPU cores: at most ten minutes in all; a slower machine takes fewer steps (`minutes` of TrainConfig)
     "cpu": RunConfig(
-        vae_train=TrainConfig(steps=650, batch=128, lr=2e-3, clip=2000.0, minutes=2.4),
-        denoiser_train=TrainConfig(steps=1650, batch=128, lr=1e-3, ema=0.999, minutes=4.2),
+        vae_train=TrainConfig(steps=2600, batch=32, lr=2e-3, clip=2000.0, minutes=2.4),
+        denoiser=DenoiserConfig(times="logit_normal"),
+        denoiser_train=TrainConfig(steps=3300, batch=64, lr=4e-3, ema=0.999, minutes=4.2),
         classifier_train=TrainConfig(steps=600, batch=128, lr=2e-3, minutes=1.0),
     ),
     # a T4 in at most 15 minutes (an estimate: see README)

@@ -88,6 +88,8 @@ def bar(total: int, what: str, unit: str, initial: int = 0) -> tqdm:
 class Run:
     """A run folder: its config, its log, and the stages that fill it."""
 
+    record = True  # steps as CUDA graphs, see train.train
+
     def __init__(self, folder: Path, config: RunConfig, device: torch.device, precision: str, compile: bool = False):
         self.folder, self.config, self.device, self.precision, self.compile = folder, config, device, precision, compile
         self.progress = torch.zeros((), device=device)  # share of the present stage's steps that were taken
@@ -170,7 +172,7 @@ class Run:
                 state.save(path, {"seconds": seconds, "steps": config.steps, "warmup": config.warmup})
 
         with interrupt_between_steps() as interrupted, bar(config.steps, name, "step", state.step) as progress:
-            for step in train(state, objective, len(self.images), config, self.config.seed):
+            for step in train(state, objective, len(self.images), config, self.config.seed, self.record):
                 meter.add(step)
                 progress.update()
                 self.progress.fill_(step.step / config.steps)
@@ -195,7 +197,7 @@ class Run:
         """Fewer steps where this machine is too slow for config.minutes, measured on a throw-away copy of the model."""
         self.progress.fill_(1.0)  # as at the end, with every term of the loss: the dearest steps
         trial, times = TrainState(copy.deepcopy(model), config, self.precision), [time.perf_counter()]
-        for _ in train(trial, objective, len(self.images), replace(config, steps=12), self.config.seed):
+        for _ in train(trial, objective, len(self.images), replace(config, steps=12), self.config.seed, self.record):
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter())

@@ -8,8 +8,8 @@ five, a restart and five more, bit for bit on one device. The learning rate rise
 falls to zero along a half cosine. With fp16 the loss is scaled (order: scale, backward, unscale, clip, step, update);
 a step that overflowed is repeated at a smaller scale and not counted.
 
-A step of these small networks is a thousand kernels of a few microseconds: a fast GPU would wait for Python. There the
-step is recorded once as a CUDA graph and then replayed (`Recorded`).
+A step of these small networks is a thousand kernels of a few microseconds each: a fast GPU would wait for Python. So it
+can be recorded once as a CUDA graph and then replayed (`Recorded`).
 
 Papers: AdamW 1711.05101, cosine decay 1608.03983, clipping 1211.5063, loss scaling 1710.03740.
 """
@@ -173,10 +173,11 @@ class Recorded:
 
 
 def train(state: TrainState, objective: Objective, n: int, config: TrainConfig, seed: int = 0,
-          record: bool = True) -> Iterator[Step]:
+          record: bool = False) -> Iterator[Step]:
     """Run from state.step to config.steps over `n` training images; yields after each step and its EMA.
 
-    record: on a GPU in bfloat16 or float32, replay the step as a CUDA graph: the same numbers, without Python's time
+    record: on a GPU in bfloat16 or float32, replay the step as a CUDA graph: the same numbers, without Python's time.
+            For objectives that depend on nothing but tensors on the device; the rest would stay as it was when recorded
     """
     model, optimizer, scaler = state.model.train(), state.optimizer, state.scaler
     mine, loss = parallel.share(config.batch), parallel.wrap(Loss(model, objective))

@@ -58,8 +58,9 @@ class VAEConfig:
         if len(self.steps) != len(self.channels) - 1 or min(self.steps, default=1) < 1:
             raise ValueError(f"each resolution but the first needs a factor >= 1: channels {self.channels}, "
                              f"factors {self.factors}")
-        if self.codes < 0:
-            raise ValueError(f"codes must be >= 0, got {self.codes}")
+        for name in ("codes", "decoder_blocks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ PLUMBING = {  # public names that no chapter builds, and why
     "classifier.ClassifierConfig": "numbers", "denoiser.DenoiserConfig": "numbers", "train.TrainConfig": "numbers",
     "perceptual.PerceptualConfig": "numbers", "train.TrainState": "files of a run", "train.Step": "a record",
     "train.Loss": "a wrapper for several processes", "train.Diverged": "an error", "train.Meter": "a log",
-    "train.compile_or_not": "a speed-up",
+    "train.compile_or_not": "a speed-up", "train.Recorded": "a speed-up",
 }
 TAGS = {"setup", "colab", "check", "exercise"}
 THIRD_PARTY = {"torch", "torchvision", "numpy", "matplotlib", "ldm_minimal"}  # Colab has these, or the set-up cell brings it

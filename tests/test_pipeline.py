@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm_minimal import LatentDiffusion
-from ldm_minimal.data import load, to_float
+from ldm_minimal.data import load, to_float, to_uint8
 from ldm_minimal.denoiser import DenoiserConfig
 from ldm_minimal.evaluate import balanced, draw, reconstruct
 from ldm_minimal.pipeline import SampleConfig, build_denoiser
@@ -202,3 +202,20 @@ def test_the_shipped_autoencoder_rebuilds_test_images():
 def test_an_unknown_shipped_model_lists_those_that_ship():
     with pytest.raises(ValueError, match="unknown model 'gan'.*unet, dit, weak"):
         LatentDiffusion.pretrained("gan")
+
+
+def test_the_autoencoder_that_a_gpu_trained_rebuilds_better_with_latents_of_its_own():
+    from ldm_minimal.metrics import psnr, ssim
+    from ldm_minimal.pipeline import WEIGHTS
+    from ldm_minimal.run import load_vae
+
+    shipped, better = LatentDiffusion.pretrained(), load_vae(WEIGHTS / "vae-gpu")
+    images, scores = load(split="test").images[:500], []
+    for vae in (shipped.vae, better):
+        with torch.no_grad():
+            z = vae.encode(to_float(images)).mode()
+            rebuilt = to_uint8(vae.decode(z))
+        scores.append((psnr(images, rebuilt).mean(), ssim(images, rebuilt).mean()))
+    assert scores[1][0] > scores[0][0] and scores[1][1] > scores[0][1], scores
+    assert (shipped.vae.encode(to_float(images)).mode() - better.encode(to_float(images)).mode()).std() > 0.5, (
+        "a denoiser of the one cannot work on the latents of the other")
