@@ -61,13 +61,15 @@ def origins(run: Path, stage: str, shipped: dict) -> list[dict]:
 
     A run that trained on from another one or from shipped weights (--vae-from, --denoiser-from) comes after the runs of these.
     """
+    if not (run / "log.jsonl").is_file():  # vae-gpu, which brings its own along
+        return checkpoint.load_json(run / f"{stage}.json")["runs"]
     config, entries = checkpoint.load_json(run / "config.json"), (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     last = [entry for line in entries if (entry := json.loads(line))["stage"] == stage][-1]
     own = {"command": config["command"], "seed": config["config"]["seed"], "data_sha256": config["data"]["sha256"],
            "steps": last["step"], "seconds": round(last["seconds"]), "device": config["device"],
            "precision": config["precision"], "versions": config["versions"]}
     start = config.get(f"{stage}_from")
-    before = origins(Path(start), stage, shipped) if start and (Path(start) / "log.jsonl").is_file() else shipped[stage] if start else []
+    before = origins(Path(start), stage, shipped) if start and Path(start).is_dir() else shipped[stage] if start else []
     return [*before, own]
 
 
