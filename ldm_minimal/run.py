@@ -92,7 +92,7 @@ class Run:
 
     def __init__(self, folder: Path, config: RunConfig, device: torch.device, precision: str, compile: bool = False):
         self.folder, self.config, self.device, self.precision, self.compile = folder, config, device, precision, compile
-        self.progress = torch.zeros((), device=device)  # share of the present stage's steps that were taken
+        self.progress = torch.zeros((), dtype=torch.float64, device=device)  # share of the present stage's steps taken
         for first in (True, False):  # the first process may have to fetch the files
             if parallel.is_main() == first:
                 self.images: data.Dataset = data.load(config.dataset, "train")

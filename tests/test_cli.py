@@ -227,7 +227,7 @@ def test_an_autoencoder_with_all_terms_stopped_and_resumed_ends_with_the_same_we
         assert main(["train", "--resume", "--out", str(tmp_path / "broken")]) == 0
     finally:
         torch.set_num_threads(threads)
-    assert seen == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 4 / 6, 5 / 6])
+    assert seen == [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 4 / 6, 5 / 6]
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(a[name], b[name]) for name in a)
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
