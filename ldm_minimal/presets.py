@@ -22,6 +22,8 @@ class RunConfig:
     net: str = option("unet", "denoiser network", tuple(NETS))
     seed: int = option(0, "seed of weights, batches and noise")
     samples: int = option(2000, "samples drawn for the metrics at the end")
+    early: float = option(0.0, "share of the denoiser's steps after which it is kept as the weak model of autoguidance "
+                          "(0: none; --sample-guidance 1.25 then fits)")
     vae: VAEConfig = field(default=VAEConfig())
     vae_train: TrainConfig = field(default=TrainConfig(lr=2e-3, clip=2000.0))  # its loss is a sum over pixels
     vae_loss: PerceptualConfig = field(default=PerceptualConfig())
@@ -37,6 +39,8 @@ class RunConfig:
     def __post_init__(self):
         if self.samples < 20:
             raise ValueError(f"samples must be at least 20 to be compared with the data, got {self.samples}")
+        if not 0 <= self.early < 1:
+            raise ValueError(f"early is a share of the steps, 0 or more and below 1, got {self.early}")
 
 
 SECTIONS = {  # flag prefix: name of the section in RunConfig
@@ -52,12 +56,14 @@ PRESETS = {
         denoiser=DenoiserConfig(times="logit_normal"),
         denoiser_train=TrainConfig(steps=3300, batch=64, lr=4e-3, ema=0.999, minutes=4.2),
         classifier_train=TrainConfig(steps=600, batch=128, lr=2e-3, minutes=1.0),
+        early=0.15, sample=SampleConfig(guidance=2.0),
     ),
     # a T4 in at most 15 minutes (an estimate: see README)
     "t4": RunConfig(
         samples=10_000,
         vae_train=TrainConfig(steps=6000, batch=128, lr=2e-3, clip=2000.0, warmup=200),
         denoiser_train=TrainConfig(steps=14_000, batch=256, lr=1e-3, ema=0.9995, warmup=500),
+        early=0.05, sample=SampleConfig(guidance=1.5),  # of a longer training an earlier share, see book/trials.md
     ),
     # a datacentre GPU, in about ten minutes (see README): the autoencoder with all terms, and an epoch a second
     "gpu": RunConfig(
@@ -82,7 +88,7 @@ PRESETS = {
         unet=UNetConfig(channels=(16, 32), blocks=1), dit=DiTConfig(width=32, depth=2, heads=2),
         denoiser_train=TrainConfig(steps=40, batch=32, warmup=5),
         classifier_train=TrainConfig(steps=20, batch=32, warmup=5),
-        sample=SampleConfig(steps=4),
+        early=0.5, sample=SampleConfig(steps=4, guidance=1.5),
     ),
 }
 

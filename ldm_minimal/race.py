@@ -32,7 +32,7 @@ from .baseline import DiffusersModel, DiffusersUNet, NoAutoencoder, diffusers_lo
 from .bench import SIDE, describe_machine, size
 from .evaluate import balanced, classify, compare, draw
 from .latents import encode_moments
-from .pipeline import WEIGHTS, LatentDiffusion, build_denoiser, load_classifier
+from .pipeline import WEIGHTS, LatentDiffusion, SampleConfig, build_denoiser, load_classifier
 from .presets import PRESETS, RunConfig, default_preset
 from .run import Run
 from .train import TrainConfig
@@ -112,7 +112,8 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: 
     train, test = (data.load(config.dataset, split) for split in ("train", "test"))
     if not all(0 < m < inf for m in minutes) or not 20 <= n <= len(test):
         raise ValueError(f"a race needs more than 0 minutes and 20 ... {len(test)} samples, got {minutes} and {n}")
-    result = {"machine": describe_machine(device, precision), "n": n, "sampler": vars(config.sample), "rows": []}
+    sampler = replace(config.sample, guidance=SampleConfig.guidance)  # classifier-free for all: a preset may have autoguidance
+    result = {"machine": describe_machine(device, precision), "n": n, "sampler": vars(sampler), "rows": []}
     contestants = {"ours, latents": train_latents, "ours, pixels": train_pixels, "diffusers": train_diffusers}
     try:
         from diffusers import UNet2DModel  # noqa: F401
@@ -132,12 +133,12 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: 
     for budget, (name, contestant) in product(sorted(minutes), contestants.items()):
         print(f"\n{name}, {budget:g} minutes", flush=True)
         with TemporaryDirectory() as folder:
-            run = Racer(Path(folder) / "run", config, device, precision)
+            run = Racer(Path(folder) / "run", replace(config, early=0.0), device, precision)
             run.start(command="bench race")
             run.started = time.perf_counter()
             model, spent = contestant(run, budget), run.minutes
             stages = {stage: run.entries(stage)[-1] for stage in ("vae", "denoiser") if run.entries(stage)}
-        images, labels, cost = draw(model, n, config.sample)
+        images, labels, cost = draw(model, n, sampler)
         last, parts = stages["denoiser"], [getattr(model, part) for part in ("vae", "denoiser") if hasattr(model, part)]
         seen = last["step"] * config.denoiser_train.batch
         result["rows"].append({

@@ -12,14 +12,15 @@ from .plot import curves, image_grid, save_figure
 from .train import Meter
 
 
-def pictures(model: LatentDiffusion, test: Dataset, config: SampleConfig, folder: Path) -> None:
-    """reconstructions.png, samples.png (ten of each class), filmstrip.png."""
+def pictures(model: LatentDiffusion, test: Dataset, config: SampleConfig, folder: Path,
+             weak: LatentDiffusion | None = None) -> None:
+    """reconstructions.png, samples.png (ten of each class), filmstrip.png. weak: for autoguidance."""
     first = torch.stack([(test.labels == c).nonzero()[0, 0] for c in range(len(model.classes))])  # one of each class
     pairs = torch.cat([test.images[first], reconstruct(model, test.images[first])])
     save_figure(image_grid(pairs, 2, ("image", "rebuilt"), model.classes, zoom=3), folder / "reconstructions.png")
-    samples = model.sample(torch.arange(len(model.classes)).repeat_interleave(10), **asdict(config))
-    save_figure(image_grid(samples, len(model.classes), model.classes, title=describe(config)), folder / "samples.png")
-    save_figure(filmstrip(model, config), folder / "filmstrip.png")
+    samples = model.sample(torch.arange(len(model.classes)).repeat_interleave(10), **asdict(config), weak=weak)
+    save_figure(image_grid(samples, len(model.classes), model.classes, title=describe(config, weak)), folder / "samples.png")
+    save_figure(filmstrip(model, config, weak), folder / "filmstrip.png")
 
 
 def training_curves(log: dict[str, list[dict]]):
@@ -63,10 +64,10 @@ def scale_figure(result: dict):
     return curves(panels, log_y=tuple(panels), log_x=tuple(panels), x_names=names)
 
 
-def filmstrip(model: LatentDiffusion, config: SampleConfig):
+def filmstrip(model: LatentDiffusion, config: SampleConfig, weak: LatentDiffusion | None = None):
     """One denoising run of three classes, decoded as it goes: z_t above, the estimate of z0 below."""
     labels = torch.tensor([7, 8, 0])  # in Fashion-MNIST a sneaker, a bag and a T-shirt
-    frames = list(model.trajectory(labels, [0, 1, 2], **vars(config)))
+    frames = list(model.trajectory(labels, [0, 1, 2], **vars(config), weak=weak))
     shown = sorted({round(i * (len(frames) - 1) / 9) for i in range(10)})
     rows, names = [], []
     for i in range(len(labels)):
@@ -87,6 +88,7 @@ def summary(result: dict, folder: Path) -> str:
     counts, quality = result["classes_found"], result["reconstruction"]
     rarest = min(counts, key=counts.get)
     minutes = sum(stage["seconds"] for stage in result.get("training", {}).values()) / 60
+    weak = f" --weak {folder / result['weak']} --guidance {result['sampler']['guidance']:g}" if result.get("weak") else ""
     return "\n".join([
         as_table(result),
         "",
@@ -99,4 +101,5 @@ def summary(result: dict, folder: Path) -> str:
         f"Distance to the nearest training image, samples over test images: {result['memorisation']:.2f} "
         "(far below 1 would mean copying).",
         f"Training took {minutes:.1f} minutes. Everything is in {folder}.",
+        f"Draw more of them: python -m ldm_minimal sample --model {folder}{weak}",
     ])

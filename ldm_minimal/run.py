@@ -4,6 +4,7 @@ r"""The main job: data -> VAE -> latents and their scale -> denoiser -> pictures
     log.jsonl              one line per 50 steps: loss, its parts, noise-prediction error by range of t
     *.state.safetensors    everything a stage needs to go on after an interruption, written every minute
     vae.safetensors, denoiser.safetensors, model.json      the trained model, as LatentDiffusion.load reads it
+    weak.safetensors, weak.json                            the denoiser early in its training, for autoguidance
     samples.png, reconstructions.png, curves.png, filmstrip.png, metrics.json
 
 A run killed at any moment goes on with --resume exactly where its last state was written. Of several processes
@@ -150,8 +151,11 @@ class Run:
 
     # -- one stage ----------------------------------------------------------------------------------------------
 
-    def stage(self, name: str, model, objective, config: TrainConfig) -> EMA:
-        """Train `model` to the end, from the state file where there is one; returns its EMA."""
+    def stage(self, name: str, model, objective, config: TrainConfig, early: float = 0.0, keep=None) -> EMA:
+        """Train `model` to the end, from the state file where there is one; returns its EMA.
+
+        keep: called with the EMA's model, the step and the seconds when the share `early` of the steps has been taken
+        """
         path = self.folder / f"{name}.state.safetensors"
         model, spent = model.to(self.device), 0.0
         if config.minutes and not path.is_file():
@@ -175,6 +179,8 @@ class Run:
             for step in train(state, objective, len(self.images), config, self.config.seed, self.record):
                 meter.add(step)
                 progress.update()
+                if keep and step.step == max(1, round(early * config.steps)):
+                    keep(state.ema.model, step.step, spent + time.perf_counter() - started)
                 self.progress.fill_(step.step / config.steps)
                 stop = parallel.mean(torch.tensor(float(len(interrupted)))) > 0  # a signal may reach only one process
                 if step.step % LOG_EVERY == 0 or step.step == config.steps or stop:
@@ -249,6 +255,7 @@ class Run:
     def train_denoiser(self, vae: VAE, start_from=None) -> LatentDiffusion:
         """The complete model with the denoiser's EMA; also in model.json and the files that it names.
 
+        With `early` of the config also weak.json: the same model with the EMA after that share of the steps.
         start_from: a run folder or model JSON whose denoiser to go on with, else from scratch.
         """
         if (self.folder / "model.json").is_file():
@@ -286,16 +293,29 @@ class Run:
             with autocast(self.device, self.precision):
                 said = compile_or_not(denoiser.to(self.device).net, zt, zt[:, 0, 0, 0], y)
             print(f"denoiser   {said}", flush=True)
-        trained = self.stage("denoiser", denoiser, objective, config.denoiser_train).model
+
+        def packed(denoiser, steps: int, seconds: float) -> LatentDiffusion:
+            meta = {"command": load_json(self.folder / "config.json")["command"], "seed": config.seed,
+                    "steps": steps, "seconds": round(seconds, 2), "device": device_name(self.device),
+                    "precision": self.precision, "versions": versions(),
+                    "data": {"source": self.images.source, "sha256": self.images.sha256}}
+            return LatentDiffusion(vae, denoiser, scale, tuple(moments.shape[2:]), config.dataset, config.denoiser, meta)
+
+        def keep(*then) -> None:
+            if parallel.is_main():
+                packed(*then).save(self.folder, "weak", "weak")
+
+        early = (config.early, keep) if config.early else ()
+        trained = self.stage("denoiser", denoiser, objective, config.denoiser_train, *early).model
         last = self.entries("denoiser")[-1]
-        meta = {"command": load_json(self.folder / "config.json")["command"], "seed": config.seed,
-                "steps": last["step"], "seconds": last["seconds"], "device": device_name(self.device),
-                "precision": self.precision, "versions": versions(),
-                "data": {"source": self.images.source, "sha256": self.images.sha256}}
-        model = LatentDiffusion(vae, trained, scale, tuple(moments.shape[2:]), config.dataset, config.denoiser, meta)
+        model = packed(trained, last["step"], last["seconds"])
         if parallel.is_main():
             model.save(self.folder)
         return model
+
+    def weak(self) -> LatentDiffusion | None:
+        """The model to guide away from, if `train_denoiser` kept one."""
+        return LatentDiffusion.load(self.folder / "weak.json").to(self.device, self.precision) if self.config.early else None
 
     def train_classifier(self) -> Classifier:
         """The feature classifier's EMA; also in classifier-{dataset}.safetensors and .json, with its test accuracy."""
@@ -325,7 +345,7 @@ class Run:
         parallel.each(None)
         return net
 
-    def measure(self, model: LatentDiffusion) -> dict:
+    def measure(self, model: LatentDiffusion, weak: LatentDiffusion | None = None) -> dict:
         """metrics.json: the table of evaluate.py for config.samples images, and the seconds of each stage.
 
         Only the first process measures; the others get {}.
@@ -337,8 +357,9 @@ class Run:
         n = min(self.config.samples, len(self.test))
         with bar(n, "samples", "image") as progress:
             result = evaluate(model, classifier, self.images, self.test, n, self.config.sample,
-                              progress=progress.update)
+                              progress=progress.update, weak=weak)
         last = {stage: entries[-1] for stage in STAGES if (entries := self.entries(stage))}
+        result["weak"] = weak and "weak.json"
         result["training"] = {stage: {key: entry[key] for key in ("step", "seconds", "loss")}
                               for stage, entry in last.items()}
         save_json(self.folder / "metrics.json", result)
@@ -348,11 +369,12 @@ class Run:
         """Every stage that is not done yet; returns the metrics."""
         vae = load_vae(vae_from).to(self.device) if vae_from else self.train_vae()
         model = self.train_denoiser(vae, denoiser_from).to(self.device, self.precision)
+        weak = self.weak() if parallel.is_main() else None
         if parallel.is_main():
-            report.pictures(model, self.test, self.config.sample, self.folder)
+            report.pictures(model, self.test, self.config.sample, self.folder, weak)
             curves = report.training_curves({stage: self.entries(stage) for stage in STAGES})
             report.save_figure(curves, self.folder / "curves.png")
-        return self.measure(model)
+        return self.measure(model, weak)
 
 
 def device_name(device: torch.device) -> str:

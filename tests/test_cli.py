@@ -109,7 +109,7 @@ def test_a_run_stopped_in_the_middle_and_resumed_ends_with_the_same_weights(unin
         assert process.returncode == 130 and f"--resume --out {folder}" in error
     assert 0 < load_tensors(state)[1]["step"] < 250
     assert main(["train", "--resume", "--out", str(folder)]) == 0
-    for name in ("vae.safetensors", "denoiser.safetensors"):
+    for name in ("vae.safetensors", "weak.safetensors", "denoiser.safetensors"):
         a, b = load_tensors(uninterrupted / name)[0], load_tensors(folder / name)[0]
         assert all(torch.equal(a[k], b[k]) for k in a), f"{name} differs"
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

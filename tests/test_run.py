@@ -1,0 +1,44 @@
+"""The main job keeps its denoiser early in the training, which that does not change, and guides the samples away from it."""
+
+import pytest
+import torch
+
+from ldm_minimal.__main__ import main
+from ldm_minimal.checkpoint import load_json, load_tensors
+
+TINY = ["train", "--preset", "tiny", "--precision", "fp32"]
+SMALLER = ["--vae-train-steps", "6", "--denoiser-train-steps", "8", "--samples", "20"]
+
+
+def test_the_denoiser_of_half_the_steps_is_kept_and_the_samples_are_guided_away_from_it(tiny_run, tmp_path):
+    model, weak, metrics = (load_json(tiny_run / f"{name}.json") for name in ("model", "weak", "metrics"))
+    assert weak["meta"]["steps"] == 20 and metrics["weak"] == "weak.json" and metrics["sampler"]["guidance"] == 1.5
+    assert weak["files"]["vae"] == model["files"]["vae"] and weak["files"]["denoiser"] != model["files"]["denoiser"]
+    argv = ["evaluate", "--model", str(tiny_run), "--n", "60", "--steps", "4", "--guidance", "1.5", "--precision", "fp32"]
+    for name, more in (("guided", ["--weak", str(tiny_run / "weak.json")]), ("plain", [])):
+        assert main([*argv, *more, "--out", str(tmp_path / name)]) == 0
+    fd = {name: load_json(tmp_path / name)["table"]["samples"]["fd"] for name in ("guided", "plain")}
+    assert fd["guided"] == pytest.approx(metrics["table"]["samples"]["fd"], rel=1e-3) and fd["plain"] != pytest.approx(fd["guided"], rel=1e-3)
+
+
+def test_the_weak_model_is_the_average_after_its_share_of_the_steps_and_to_keep_it_changes_nothing(tmp_path):
+    runs = {"kept": ["--early", "0.25"], "without": ["--early", "0"], "no average": ["--early", "0.25", "--denoiser-train-ema", "0"]}
+    for name, flags in runs.items():
+        assert main([*TINY, *SMALLER, *flags, "--out", str(tmp_path / name)]) == 0
+    assert not (tmp_path / "without" / "weak.json").exists() and load_json(tmp_path / "kept" / "weak.json")["meta"]["steps"] == 2
+    read = lambda name, part: load_tensors(tmp_path / name / f"{part}.safetensors")[0]
+    kept, without = read("kept", "denoiser"), read("without", "denoiser")
+    assert all(torch.equal(kept[key], without[key]) for key in kept)
+    state = read("kept", "denoiser.state")  # of step 8: the average that is kept is an earlier one
+    average, weights = read("kept", "weak"), read("no average", "weak")
+    for key in ("stem.weight", "time.0.bias"):
+        assert not torch.equal(average[key], weights[key]) and not torch.equal(average[key], state[f"ema.net.{key}"])
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--early", "1"], ["early", "below 1"]), (["--early", "-0.1"], ["early"]),
+])
+def test_the_share_of_the_steps_lies_below_one(tmp_path, capsys, flags, words):
+    assert main([*TINY, *flags, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and not (tmp_path / "run").exists()
