@@ -3,8 +3,8 @@ r"""Guidance: lean away from what a less informed denoiser would say.
     z0_hat = uncond + s * (cond - uncond)          s = 0 unconditional, s = 1 conditional, s > 1 guided
 
 In classifier-free guidance `uncond` is the same network without the label. In autoguidance it is a weaker network, told
-the label: smaller, less trained; at s = 0 it answers alone. The first buys certainty about the label with variety; the second
-leads away from where only the weaker network would go (chapter 5 measures both).
+the label: smaller, less trained; at s = 0 it answers alone. The first makes the label surer, and
+pays with variety; the second leads away from where only the weaker network would go (chapter 5 measures both).
 
 The rule's weights add up to one and, at given z_t and t, the four targets are affine in each other: guiding z0, eps, v
 or flow is the same thing.

@@ -151,10 +151,10 @@ class Run:
 
     # -- one stage ----------------------------------------------------------------------------------------------
 
-    def stage(self, name: str, model, objective, config: TrainConfig, early: float = 0.0, keep=None) -> EMA:
+    def stage(self, name: str, model, objective, config: TrainConfig, keep=None) -> EMA:
         """Train `model` to the end, from the state file where there is one; returns its EMA.
 
-        keep: called with the EMA's model, the step and the seconds when the share `early` of the steps has been taken
+        keep: called with the EMA's model, the step and the seconds when the share `early` of its steps has been taken
         """
         path = self.folder / f"{name}.state.safetensors"
         model, spent = model.to(self.device), 0.0
@@ -168,6 +168,7 @@ class Run:
             self.forget_after(name, state.step)
         started = saved = time.perf_counter()
         meter = Meter()
+        when = keep and max(1, round(self.config.early * config.steps))
         self.progress.fill_(state.step / config.steps)
 
         def save() -> None:
@@ -179,7 +180,7 @@ class Run:
             for step in train(state, objective, len(self.images), config, self.config.seed, self.record):
                 meter.add(step)
                 progress.update()
-                if keep and step.step == max(1, round(early * config.steps)):
+                if step.step == when:
                     keep(state.ema.model, step.step, spent + time.perf_counter() - started)
                 self.progress.fill_(step.step / config.steps)
                 stop = parallel.mean(torch.tensor(float(len(interrupted)))) > 0  # a signal may reach only one process
@@ -305,8 +306,7 @@ class Run:
             if parallel.is_main():
                 packed(*then).save(self.folder, "weak", "weak")
 
-        early = (config.early, keep) if config.early else ()
-        trained = self.stage("denoiser", denoiser, objective, config.denoiser_train, *early).model
+        trained = self.stage("denoiser", denoiser, objective, config.denoiser_train, keep if config.early else None).model
         last = self.entries("denoiser")[-1]
         model = packed(trained, last["step"], last["seconds"])
         if parallel.is_main():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import NotDone, Stopped, close, exercise, generator, integer, noise, uniform
+from ..checks import NotDone, Stopped, close, cosine, exercise, generator, integer, noise, uniform
 
 
 @exercise("05.1", "the tilted Gaussian", points=2)
@@ -211,3 +211,27 @@ def _(guide_over_time, of_mean):
         w = of_mean(shape, times, wanted)(t) - 1
         yield f"{name}: it takes any times", close(w * each.mean(), wanted * shape(t)), (
             "c is found once, from the times given; then s(t) = 1 + c shape(t) for the t that comes")
+
+
+@exercise("05.8", "the scale that repairs", points=2)
+def _(repairing_scale):
+    v, a, b = (float(uniform(low, high, seed=i)) for i, (low, high) in enumerate(((0.1, 0.5), (1.3, 1.7), (2.2, 3.0)), 1))
+    alpha, sigma = cosine(torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95], dtype=torch.float64))
+
+    def k(u: float) -> Tensor:  # the best estimate of z0 is k z_t
+        return alpha * u / (alpha**2 * u + sigma**2)
+
+    def right(a: float, b: float) -> Tensor:
+        return (k(v) - k(b * v)) / (k(a * v) - k(b * v))
+
+    def answer(a: float, b: float) -> Tensor:
+        return torch.as_tensor(repairing_scale(alpha, sigma, v, a, b), dtype=torch.float64).expand_as(alpha)
+
+    got = answer(a, b)
+    yield "weak + s (good - weak) is the ideal estimate, at six times", close(got, right(a, b)), (
+        "that is w = s - 1" if close(got + 1, right(a, b)) else
+        "good and weak are exchanged: that is 1 - s" if close(1 - got, right(a, b)) else
+        "that is the limit t -> 1: the ratio of the two errors depends on t" if close(got, torch.full_like(got, (b - 1) / (b - a))) else
+        "set k(bv) + s (k(av) - k(bv)) = k(v), with k(u) = alpha u / (alpha^2 u + sigma^2)")
+    yield "errors in opposite directions", close(answer(a, 0.5), right(a, 0.5)), (
+        "the same formula holds for b < 1: s lies between 0 and 1, and is not to be clamped or turned round")
