@@ -134,20 +134,28 @@ def _(drops_right):
         yield f"{what} is caught", not any(accepts(drop_by(rule)) for _ in range(2)), mistake
 
 
-@exercise("05.4", "what an interval costs", points=1)
-def _(answer):
-    log_snr = torch.linspace(-3.5, 2.5, 20, dtype=torch.float64)  # "middle": 20 knots, then the landing at t = 0
-    t = torch.atan(torch.exp(-log_snr)) * 2 / torch.pi  # cosine: alpha / sigma = 1 / tan(pi t / 2)
-    t[0] = 1.0
-    inside = int(((t >= 0.2) & (t <= 0.8)).sum())
-    value = float(answer)
-    yield ("it is a number between 20 and 40", 20 <= value <= 40,
-           "each of 20 steps costs one evaluation, or two inside the interval")
-    yield "it is not twice the steps", value != 40, "outside the interval the scale is 1: one evaluation"
-    yield ("it is not the share of the time axis", value != 20 + round(0.6 * 20),
-           "0.2 ... 0.8 is 60 % of the time axis, but the grid is not uniform: see time_grid(20, cosine, 'middle')")
-    yield ("it counts the evaluations inside twice", value == 20 + inside,
-           f"{value:g} is not it: of 21 times the denoiser is asked at the first 20, at cost 2 inside and 1 outside")
+@exercise("05.4", "the scale that repairs", points=2)
+def _(repairing_scale):
+    v, a, b = (float(uniform(low, high, seed=i)) for i, (low, high) in enumerate(((0.1, 0.5), (1.3, 1.7), (2.2, 3.0)), 1))
+    alpha, sigma = cosine(torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95], dtype=torch.float64))
+
+    def k(u: float) -> Tensor:  # the best estimate of z0 is k z_t
+        return alpha * u / (alpha**2 * u + sigma**2)
+
+    def right(a: float, b: float) -> Tensor:
+        return (k(v) - k(b * v)) / (k(a * v) - k(b * v))
+
+    def answer(a: float, b: float) -> Tensor:
+        return torch.as_tensor(repairing_scale(alpha, sigma, v, a, b), dtype=torch.float64).expand_as(alpha)
+
+    got = answer(a, b)
+    yield "weak + s (good - weak) is the ideal estimate, at six times", close(got, right(a, b)), (
+        "that is w = s - 1" if close(got + 1, right(a, b)) else
+        "good and weak are exchanged: that is 1 - s" if close(1 - got, right(a, b)) else
+        "that is the limit t -> 1: the ratio of the two errors depends on t" if close(got, torch.full_like(got, (b - 1) / (b - a))) else
+        "set k(bv) + s (k(av) - k(bv)) = k(v), with k(u) = alpha u / (alpha^2 u + sigma^2)")
+    yield "errors in opposite directions", close(answer(a, 0.5), right(a, 0.5)), (
+        "the same formula holds for b < 1: s lies between 0 and 1, and is not to be clamped or turned round")
 
 
 @exercise("05.7", "guidance over time", points=3)
@@ -211,27 +219,3 @@ def _(guide_over_time, of_mean):
         w = of_mean(shape, times, wanted)(t) - 1
         yield f"{name}: it takes any times", close(w * each.mean(), wanted * shape(t)), (
             "c is found once, from the times given; then s(t) = 1 + c shape(t) for the t that comes")
-
-
-@exercise("05.8", "the scale that repairs", points=2)
-def _(repairing_scale):
-    v, a, b = (float(uniform(low, high, seed=i)) for i, (low, high) in enumerate(((0.1, 0.5), (1.3, 1.7), (2.2, 3.0)), 1))
-    alpha, sigma = cosine(torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95], dtype=torch.float64))
-
-    def k(u: float) -> Tensor:  # the best estimate of z0 is k z_t
-        return alpha * u / (alpha**2 * u + sigma**2)
-
-    def right(a: float, b: float) -> Tensor:
-        return (k(v) - k(b * v)) / (k(a * v) - k(b * v))
-
-    def answer(a: float, b: float) -> Tensor:
-        return torch.as_tensor(repairing_scale(alpha, sigma, v, a, b), dtype=torch.float64).expand_as(alpha)
-
-    got = answer(a, b)
-    yield "weak + s (good - weak) is the ideal estimate, at six times", close(got, right(a, b)), (
-        "that is w = s - 1" if close(got + 1, right(a, b)) else
-        "good and weak are exchanged: that is 1 - s" if close(1 - got, right(a, b)) else
-        "that is the limit t -> 1: the ratio of the two errors depends on t" if close(got, torch.full_like(got, (b - 1) / (b - a))) else
-        "set k(bv) + s (k(av) - k(bv)) = k(v), with k(u) = alpha u / (alpha^2 u + sigma^2)")
-    yield "errors in opposite directions", close(answer(a, 0.5), right(a, 0.5)), (
-        "the same formula holds for b < 1: s lies between 0 and 1, and is not to be clamped or turned round")

@@ -5,9 +5,8 @@ from coursework import solution
 
 from ldm_minimal.guidance import guide
 
-tilted_gaussian, rescaled, catches = (solution(number) for number in ("05.1", "05.2", "05.3"))
+tilted_gaussian, rescaled, catches, repairing_scale = (solution(number) for number in ("05.1", "05.2", "05.3", "05.4"))
 guide_over_time, of_mean = solution("05.7")
-repairing_scale = solution("05.8")
 
 
 # ---- 05.1
@@ -195,6 +194,36 @@ def by_chi_square(drop):
     return bool(chi < 60 and (seen == y).all() and (out[out != -1] == y[out != -1]).all())
 
 
+# ---- 05.4
+def k(alpha, sigma, u):
+    return alpha * u / (alpha**2 * u + sigma**2)
+
+def from_the_estimates(alpha, sigma, v, a, b):
+    ideal, good, weak = (k(alpha, sigma, u) for u in (v, a * v, b * v))
+    return (ideal - weak) / (good - weak)
+
+def number_by_number(alpha, sigma, v, a, b):
+    return torch.stack([repairing_scale(one, other, v, a, b) for one, other in zip(alpha, sigma)])
+
+def papers_weight(alpha, sigma, v, a, b):
+    return repairing_scale(alpha, sigma, v, a, b) - 1
+
+def good_for_weak(alpha, sigma, v, a, b):
+    return repairing_scale(alpha, sigma, v, b, a)
+
+def at_pure_noise(alpha, sigma, v, a, b):
+    return (b - 1) / (b - a)
+
+def at_the_data(alpha, sigma, v, a, b):
+    return torch.full_like(alpha, a * (b - 1) / (b - a))
+
+def by_variances(alpha, sigma, v, a, b):  # of z_t, in place of the estimates
+    return (alpha**2 * (b - 1) * v + sigma**2) / (alpha**2 * (b - a) * v + sigma**2)
+
+def at_least_one(alpha, sigma, v, a, b):
+    return repairing_scale(alpha, sigma, v, a, b).clamp(min=1)
+
+
 # ---- 05.7
 def batched(zt, t, y, denoise, null):
     both = denoise(torch.cat([zt, zt]), torch.cat([t, t]), torch.cat([torch.full_like(y, null), y]))
@@ -312,43 +341,13 @@ def in_float32(shape, times, mean):
     total = sum(float(shape(t[None])) for t in times)
     return lambda t: 1 + torch.tensor(mean * len(times) / total) * shape(t.float())
 
-# ---- 05.8
-def k(alpha, sigma, u):
-    return alpha * u / (alpha**2 * u + sigma**2)
-
-def from_the_estimates(alpha, sigma, v, a, b):
-    ideal, good, weak = (k(alpha, sigma, u) for u in (v, a * v, b * v))
-    return (ideal - weak) / (good - weak)
-
-def number_by_number(alpha, sigma, v, a, b):
-    return torch.stack([repairing_scale(one, other, v, a, b) for one, other in zip(alpha, sigma)])
-
-def papers_weight(alpha, sigma, v, a, b):
-    return repairing_scale(alpha, sigma, v, a, b) - 1
-
-def good_for_weak(alpha, sigma, v, a, b):
-    return repairing_scale(alpha, sigma, v, b, a)
-
-def at_pure_noise(alpha, sigma, v, a, b):
-    return (b - 1) / (b - a)
-
-def at_the_data(alpha, sigma, v, a, b):
-    return torch.full_like(alpha, a * (b - 1) / (b - a))
-
-def by_variances(alpha, sigma, v, a, b):  # of z_t, in place of the estimates
-    return (alpha**2 * (b - 1) * v + sigma**2) / (alpha**2 * (b - a) * v + sigma**2)
-
-def at_least_one(alpha, sigma, v, a, b):
-    return repairing_scale(alpha, sigma, v, a, b).clamp(min=1)
-
 
 ALSO_RIGHT = [
     ("05.1", by_tensors), ("05.1", over_v),
     ("05.2", by_the_ratio), ("05.2", sample_by_sample),
     ("05.3", by_silence), ("05.3", by_asserts), ("05.3", several_shares), ("05.3", by_chi_square),
-    ("05.4", torch.tensor(27)),
+    ("05.4", from_the_estimates), ("05.4", number_by_number),
     ("05.7", (two_calls, in_float32)), ("05.7", (one_at_a_time, of_mean)), ("05.7", (guide, of_mean)),
-    ("05.8", from_the_estimates), ("05.8", number_by_number),
 ]
 WRONG = {
     "05.1": [(tilts_the_class, "must not count"), (forgot_prior, "two factors"), (std_for_var, "not its root"),
@@ -361,8 +360,8 @@ WRONG = {
              (always, "1 - share"), (one_half, "one half"), (many_small_batches, "draw once"),
              (protects_the_input, "overwritten"), (compares_with_itself, "overwritten"), (shares_alone, "other places"),
              (the_authors_numbers, "more than one way"), (silent_asserts, "return True")],
-    "05.4": [(32, "not uniform"), (13, "each of 20"), (28, "inside twice"), (40, "outside the interval"),
-              (7, "each of 20"), (26, "inside twice"), (33, "inside twice")],
+    "05.4": [(papers_weight, "s - 1"), (good_for_weak, "exchanged"), (at_pure_noise, "limit t -> 1"),
+             (at_the_data, "set k(bv)"), (by_variances, "set k(bv)"), (at_least_one, "turned round")],
     "05.7": [(rule(lambda uncond, cond, s: cond + s * (cond - uncond)), "w taken for s"),
              (rule(lambda uncond, cond, s: cond + s * (uncond - cond)), "exchanged"),
              (rule(lambda uncond, cond, s: uncond + s * cond), "uncond + s (cond - uncond)"),
@@ -377,6 +376,4 @@ WRONG = {
              ((guide_over_time, mean_of_each_call), "found once"),
              ((guide_over_time, multiplied), "mean asked for|no guidance"),
              ((guide_over_time, largest), "not uniform")],
-    "05.8": [(papers_weight, "s - 1"), (good_for_weak, "exchanged"), (at_pure_noise, "limit t -> 1"),
-             (at_the_data, "set k(bv)"), (by_variances, "set k(bv)"), (at_least_one, "turned round")],
 }
