@@ -152,7 +152,7 @@ def _(repairing_scale):
     yield "weak + s (good - weak) is the ideal estimate, at six times", close(got, right(a, b)), (
         "that is w = s - 1" if close(got + 1, right(a, b)) else
         "good and weak are exchanged: that is 1 - s" if close(1 - got, right(a, b)) else
-        "that is the limit t -> 1: the ratio of the two errors depends on t" if close(got, torch.full_like(got, (b - 1) / (b - a))) else
+        "that is the limit t -> 1: the ratio of the two errors depends on t" if close(got, (b - 1) / (b - a)) else
         "set k(bv) + s (k(av) - k(bv)) = k(v), with k(u) = alpha u / (alpha^2 u + sigma^2)")
     yield "errors in opposite directions", close(answer(a, 0.5), right(a, 0.5)), (
         "the same formula holds for b < 1: s lies between 0 and 1, and is not to be clamped or turned round")
