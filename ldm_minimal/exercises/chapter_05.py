@@ -138,24 +138,33 @@ def _(drops_right):
 def _(repairing_scale):
     v, a, b = (float(uniform(low, high, seed=i)) for i, (low, high) in enumerate(((0.1, 0.5), (1.3, 1.7), (2.2, 3.0)), 1))
     alpha, sigma = cosine(torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 0.95], dtype=torch.float64))
+    ends = torch.tensor([1.0, 0.0], dtype=torch.float64)
 
-    def k(u: float) -> Tensor:  # the best estimate of z0 is k z_t
-        return alpha * u / (alpha**2 * u + sigma**2)
+    def variance(ratio: float) -> Tensor:  # of z_t
+        return alpha**2 * ratio * v + sigma**2
+
+    def k(ratio: float) -> Tensor:  # the best estimate of z0 is k z_t
+        return alpha * ratio * v / variance(ratio)
 
     def right(a: float, b: float) -> Tensor:
-        return (k(v) - k(b * v)) / (k(a * v) - k(b * v))
+        return (k(1) - k(b)) / (k(a) - k(b))
 
-    def answer(a: float, b: float) -> Tensor:
+    def answer(a: float, b: float, alpha: Tensor = alpha, sigma: Tensor = sigma) -> Tensor:
         return torch.as_tensor(repairing_scale(alpha, sigma, v, a, b), dtype=torch.float64).expand_as(alpha)
 
     got = answer(a, b)
     yield "weak + s (good - weak) is the ideal estimate, at six times", close(got, right(a, b)), (
-        "that is w = s - 1" if close(got + 1, right(a, b)) else
+        "that is s - 1, the papers' w" if close(got + 1, right(a, b)) else
+        "that is 1 / s" if close(got * right(a, b), torch.ones_like(got)) else
         "good and weak are exchanged: that is 1 - s" if close(1 - got, right(a, b)) else
         "that is the limit t -> 1: the ratio of the two errors depends on t" if close(got, (b - 1) / (b - a)) else
+        "the good denoiser's denominator stays, and the weak one's cancels: you have that the other way round"
+        if close(got, right(a, b) * variance(b) / variance(a)) else
         "set k(bv) + s (k(av) - k(bv)) = k(v), with k(u) = alpha u / (alpha^2 u + sigma^2)")
     yield "errors in opposite directions", close(answer(a, 0.5), right(a, 0.5)), (
         "the same formula holds for b < 1: s lies between 0 and 1, and is not to be clamped or turned round")
+    yield "its limits at t = 0 and t = 1", close(answer(a, b, ends, 1 - ends), (b - 1) / (b - a) * torch.tensor([a, 1.0], dtype=torch.float64)), (
+        "there the three estimates coincide, and their quotient is 0/0: cancel alpha sigma^2 before you code it")
 
 
 @exercise("05.7", "guidance over time", points=3)

@@ -112,6 +112,7 @@ WRONG = {
         (lambda s, n: 1 - knots(s, n)[1:] ** 2, "1 - beta_k is alpha_bar_k / alpha_bar_(k-1)"),
         (lambda s, n: betas_of(s, n).clamp(max=0.3), "1 - beta_k is|clip"),
         (lambda s, n: betas_of(s, n).clamp(max=0.02), "1 - beta_k is"),
+        (lambda s, n: betas_of(s, n).clamp(min=1e-4), "clip from above only"),
         (lambda s, n: (1 - knots(s, n)[:-1] ** 2 / knots(s, n)[1:] ** 2).clamp(max=.999), "adds noise|index"),
         (late_times, "index shifted"),
         (last_set, "signal is left"),

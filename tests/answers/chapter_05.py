@@ -202,6 +202,10 @@ def from_the_estimates(alpha, sigma, v, a, b):
     ideal, good, weak = (k(alpha, sigma, u) for u in (v, a * v, b * v))
     return (ideal - weak) / (good - weak)
 
+def by_the_ratio_of_errors(alpha, sigma, v, a, b):
+    r = (a - 1) * (alpha**2 * b * v + sigma**2) / ((b - 1) * (alpha**2 * a * v + sigma**2))
+    return 1 / (1 - r)
+
 def number_by_number(alpha, sigma, v, a, b):
     return torch.stack([repairing_scale(one, other, v, a, b) for one, other in zip(alpha, sigma)])
 
@@ -210,6 +214,12 @@ def papers_weight(alpha, sigma, v, a, b):
 
 def good_for_weak(alpha, sigma, v, a, b):
     return repairing_scale(alpha, sigma, v, b, a)
+
+def upside_down(alpha, sigma, v, a, b):
+    return 1 / repairing_scale(alpha, sigma, v, a, b)
+
+def weak_denominator(alpha, sigma, v, a, b):
+    return (b - 1) * (alpha**2 * b * v + sigma**2) / ((b - a) * (alpha**2 * v + sigma**2))
 
 def at_pure_noise(alpha, sigma, v, a, b):
     return (b - 1) / (b - a)
@@ -346,7 +356,7 @@ ALSO_RIGHT = [
     ("05.1", by_tensors), ("05.1", over_v),
     ("05.2", by_the_ratio), ("05.2", sample_by_sample),
     ("05.3", by_silence), ("05.3", by_asserts), ("05.3", several_shares), ("05.3", by_chi_square),
-    ("05.4", from_the_estimates), ("05.4", number_by_number),
+    ("05.4", by_the_ratio_of_errors), ("05.4", number_by_number),
     ("05.7", (two_calls, in_float32)), ("05.7", (one_at_a_time, of_mean)), ("05.7", (guide, of_mean)),
 ]
 WRONG = {
@@ -360,7 +370,8 @@ WRONG = {
              (always, "1 - share"), (one_half, "one half"), (many_small_batches, "draw once"),
              (protects_the_input, "overwritten"), (compares_with_itself, "overwritten"), (shares_alone, "other places"),
              (the_authors_numbers, "more than one way"), (silent_asserts, "return True")],
-    "05.4": [(papers_weight, "s - 1"), (good_for_weak, "exchanged"), (at_pure_noise, "limit t -> 1"),
+    "05.4": [(papers_weight, "s - 1"), (good_for_weak, "exchanged"), (at_pure_noise, "limit t -> 1"), (upside_down, "1 / s"),
+             (weak_denominator, "other way round"), (from_the_estimates, "0/0"),
              (at_the_data, "set k(bv)"), (by_variances, "set k(bv)"), (at_least_one, "turned round")],
     "05.7": [(rule(lambda uncond, cond, s: cond + s * (cond - uncond)), "w taken for s"),
              (rule(lambda uncond, cond, s: cond + s * (uncond - cond)), "exchanged"),
