@@ -83,14 +83,19 @@ def measured() -> dict:
     return json.loads((WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
 
 
+MODELS = {"best": "best model, with autoguidance", "autoguided": "U-Net with autoguidance", "unet": "U-Net", "dit": "DiT"}
+
+
 def results_table() -> str:
     """ldm_minimal/assets/weights/metrics.json as a table."""
     metrics = measured()
-    unet, dit, auto = (metrics[key]["table"] for key in ("unet", "dit", "autoguided"))
-    sets = {"real training images (floor)": unet["floor"], "test images through the autoencoder (ceiling)": unet["ceiling"],
-            "samples, U-Net with autoguidance": auto["samples"],
-            **{name.replace("samples", "the same"): row for name, row in metrics["autoguided"]["more_seeds"].items()},
-            "samples, U-Net": unet["samples"], "samples, DiT": dit["samples"], "uniform noise": unet["noise"]}
+    unet, best = metrics["unet"]["table"], metrics["best"]["table"]
+    sets = {"real training images (floor)": unet["floor"], "test images through the VAE of the best model (its ceiling)": best["ceiling"],
+            "test images through the VAE of the others (their ceiling)": unet["ceiling"]}
+    for key, title in MODELS.items():
+        sets[f"samples, {title}"] = metrics[key]["table"]["samples"]
+        sets |= {name.replace("samples", f"samples, {title}"): row for name, row in metrics[key]["more_seeds"].items()}
+    sets["uniform noise"] = unet["noise"]
     rows = ["| images | FID test | FID train | FD | KID x 1000, ± spread | precision | recall | coverage | accuracy |",
             "|---|---|---|---|---|---|---|---|---|"]
     for name, r in sets.items():
@@ -102,11 +107,11 @@ def results_table() -> str:
 
 def results_cost() -> str:
     metrics = measured()
-    rows = ["| model | samples | images/s | evaluations an image | PSNR of reconstructions | SSIM | memorization ratio | machine |",
+    rows = ["| model | samples | images/s | calls of a network an image | PSNR of reconstructions | SSIM | memorization ratio | machine |",
             "|---|---|---|---|---|---|---|---|"]
-    for name, key in (("U-Net", "unet"), ("U-Net with autoguidance", "autoguided"), ("DiT", "dit")):
+    for key, name in MODELS.items():
         m = metrics[key]
-        rows.append(f"| {name} | {m['n']:,} | {m['sampling']['images_per_second']:.0f} | {m['sampling']['evaluations_per_image']} | "
+        rows.append(f"| {name} | {m['n']:,} | {m['sampling']['images_per_second']:.0f} | {m['sampling']['forward_passes_per_image_at_most']} | "
                     f"{m['reconstruction']['psnr_db']:.2f} dB | {m['reconstruction']['ssim']:.3f} | {m['memorisation']:.2f} | "
                     f"{m['device']}, {m['precision']} |")
     return "\n".join(rows)
@@ -114,15 +119,15 @@ def results_cost() -> str:
 
 def results_classes() -> str:
     metrics = measured()
-    found = [metrics[key]["classes_found"] for key in ("unet", "dit")]
-    rows = ["| class | U-Net | DiT |", "|---|---|---|"]
-    return "\n".join(rows + [f"| {name} | {found[0][name]:,} | {found[1][name]:,} |" for name in found[0]])
+    found = [metrics[key]["classes_found"] for key in ("best", "unet", "dit")]
+    rows = ["| class | best model | U-Net | DiT |", "|---|---|---|---|"]
+    return "\n".join(rows + [f"| {name} | " + " | ".join(f"{counts[name]:,}" for counts in found) + " |" for name in found[0]])
 
 
 def model_card() -> str:
     """MODEL_CARD.md one level deeper, as a part of a page."""
     card = (WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8").replace("# Model card\n", "", 1)
-    card = re.sub(r"(?ms)^## Measured\n.*?(?=^Licence)", "", card)
+    card = re.sub(r"(?ms)^## Measured\n.*?(?=^License)", "", card)
     return re.sub(r"(?m)^#", "##", card)
 
 

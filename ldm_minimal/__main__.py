@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
     def sampler(sub: argparse.ArgumentParser, config: SampleConfig) -> None:
         sub.add_argument("--weak", metavar="MODEL",
                          help="a weaker model of the same latents to guide away from, in place of the same one without the label "
-                         "(autoguidance); `weak` ships, and goes well with --guidance 1.5. At 1 it is not asked, at 0 it draws alone")
+                         "(autoguidance); of those that ship, `weak` goes with unet and `best/weak` with best, at --guidance 1.5. "
+                         "At 1 it is not asked, at 0 it draws alone")
         add_options(sub, config)
 
     sub = command("train", "train a complete latent diffusion model, or one stage of it")

@@ -33,7 +33,7 @@ from .vae import VAE, VAEConfig
 from .vq import build_vae
 
 NETS = {"unet": (UNet, UNetConfig), "dit": (DiT, DiTConfig)}
-SHIPPED = ("unet", "dit", "weak")  # the last one is a small U-Net, little trained: for autoguidance
+SHIPPED = ("unet", "dit", "weak", "best", "best/weak")  # the weak ones are small and little trained: for autoguidance
 WEIGHTS = Path(__file__).parent / "assets" / "weights"
 
 
@@ -222,7 +222,8 @@ class LatentDiffusion:
         """A Fashion-MNIST model that ships with the package (SHIPPED); the model card is beside the weights."""
         if name not in SHIPPED:
             raise ValueError(f"unknown model {name!r}, choose from {', '.join(SHIPPED)}")
-        return cls.load(WEIGHTS / f"{name}.json", device)
+        path = WEIGHTS / name
+        return cls.load(path if path.is_dir() else f"{path}.json", device)
 
 
 def build_denoiser(net, config: DenoiserConfig) -> Denoiser:

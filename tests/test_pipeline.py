@@ -162,7 +162,7 @@ def test_balanced_takes_as_many_of_each_class_as_it_can():
 # -- what ships -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("net, share", [("unet", 0.8), ("dit", 0.8), ("weak", 0.6)])
+@pytest.mark.parametrize("net, share", [("unet", 0.8), ("dit", 0.8), ("weak", 0.6), ("best", 0.8), ("best/weak", 0.6)])
 def test_the_shipped_models_draw_what_they_are_asked_for(net, share, generator):
     from ldm_minimal.evaluate import classify
     from ldm_minimal.pipeline import WEIGHTS, load_classifier
@@ -174,12 +174,13 @@ def test_the_shipped_models_draw_what_they_are_asked_for(net, share, generator):
     assert (found == labels).double().mean() > share, "most samples are recognised as the class that was asked for"
 
 
-def test_away_from_the_shipped_weak_model_samples_come_closer_to_real_images():
+@pytest.mark.parametrize("net, weak", [("unet", "weak"), ("best", "best/weak")])
+def test_away_from_the_shipped_weak_model_samples_come_closer_to_real_images(net, weak):
     from ldm_minimal.evaluate import classify
     from ldm_minimal.metrics import frechet_distance
     from ldm_minimal.pipeline import WEIGHTS, load_classifier
 
-    good, weak = LatentDiffusion.pretrained(), LatentDiffusion.pretrained("weak")
+    good, weak = LatentDiffusion.pretrained(net), LatentDiffusion.pretrained(weak)
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
     reference, _ = classify(classifier, load(split="test").images)
     apart = {}
@@ -200,22 +201,20 @@ def test_the_shipped_autoencoder_rebuilds_test_images():
 
 
 def test_an_unknown_shipped_model_lists_those_that_ship():
-    with pytest.raises(ValueError, match="unknown model 'gan'.*unet, dit, weak"):
+    with pytest.raises(ValueError, match="unknown model 'gan'.*unet, dit, weak, best, best/weak"):
         LatentDiffusion.pretrained("gan")
 
 
-def test_the_autoencoder_that_a_gpu_trained_rebuilds_better_with_latents_of_its_own():
+def test_the_autoencoder_of_the_best_model_rebuilds_better_with_latents_of_its_own():
     from ldm_minimal.metrics import psnr, ssim
-    from ldm_minimal.pipeline import WEIGHTS
-    from ldm_minimal.run import load_vae
 
-    shipped, better = LatentDiffusion.pretrained(), load_vae(WEIGHTS / "vae-gpu")
+    shipped, better = (LatentDiffusion.pretrained(net).vae for net in ("unet", "best"))
     images, scores = load(split="test").images[:500], []
-    for vae in (shipped.vae, better):
+    for vae in (shipped, better):
         with torch.no_grad():
             z = vae.encode(to_float(images)).mode()
             rebuilt = to_uint8(vae.decode(z))
         scores.append((psnr(images, rebuilt).mean(), ssim(images, rebuilt).mean()))
     assert scores[1][0] > scores[0][0] and scores[1][1] > scores[0][1], scores
-    assert (shipped.vae.encode(to_float(images)).mode() - better.encode(to_float(images)).mode()).std() > 0.5, (
+    assert (shipped.encode(to_float(images)).mode() - better.encode(to_float(images)).mode()).std() > 0.5, (
         "a denoiser of the one cannot work on the latents of the other")
