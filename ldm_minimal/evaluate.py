@@ -45,7 +45,7 @@ def balanced(labels: Tensor, n: int, seed: int = 0) -> Tensor:
 
 
 def compare(features: Tensor, reference: Tensor, equal: Tensor) -> dict[str, float]:
-    """One row: FD and KID against the whole reference, neighbour counts against `equal`, as many as `features`."""
+    """One row: FD and KID against the whole reference, neighbor counts against `equal`, as many as `features`."""
     mean, spread = kid(features, reference)
     row = {"fd": frechet_distance(features, reference), "kid_x1000": 1000 * mean, "kid_spread_x1000": 1000 * spread}
     return row | prdc(equal, features)

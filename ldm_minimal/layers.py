@@ -26,7 +26,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Weights and bias to zero; nothing is initialised after this."""
+    """Weights and bias to zero; nothing is initialized after this."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -53,7 +53,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     """(B,) times in [0, 1] -> (B, dim) sines and cosines in float32  (1706.03762, section 3.5).
 
     t is scaled by 1000 first: the frequencies were made for step numbers 0 ... 1000, and with unscaled t
-    neighbouring times would look the same. float32 throughout, because bfloat16(999) = 1000.
+    neighboring times would look the same. float32 throughout, because bfloat16(999) = 1000.
     """
     if dim % 2:
         raise ValueError(f"dim must be even, got {dim}")

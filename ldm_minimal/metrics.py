@@ -3,7 +3,7 @@ r"""How good are reconstructions and samples? Pairs are compared pixel by pixel,
     PSNR   = -10 log10(mean squared error), images in [0, 1]                          pairs only, never samples
     FD     = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)                     1706.08500 (FID, on Inception)
     KID    = unbiased MMD^2 with kernel (x.y / d + 1)^3                               1801.01401
-    precision / recall      share of one set inside the k-nearest-neighbour balls of the other   1904.06991
+    precision / recall      share of one set inside the k-nearest-neighbor balls of the other   1904.06991
     density / coverage      the same, robust to outliers                              2002.09797
     memorisation            distance to the nearest training image, samples over test images; near 1 is healthy
 
@@ -102,7 +102,7 @@ def _radii(points: Tensor, k: int) -> Tensor:
 
 
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
-    """Precision, recall, density and coverage with the k nearest neighbours (itself not counted)."""
+    """Precision, recall, density and coverage with the k nearest neighbors (itself not counted)."""
     check_features(real, fake, least=k + 1)
     real, fake = real.double().cpu(), fake.double().cpu()
     real_radii, fake_radii = _radii(real, k), _radii(fake, k)
@@ -137,5 +137,5 @@ def nearest_distance(images: Tensor, train: Tensor, batch: int = 500) -> tuple[T
 
 
 def memorisation(samples: Tensor, test: Tensor, train: Tensor) -> float:
-    """Mean nearest-neighbour distance to the training set, samples over test images. Far below 1: the model copies."""
+    """Mean nearest-neighbor distance to the training set, samples over test images. Far below 1: the model copies."""
     return float(nearest_distance(samples, train)[0].mean() / nearest_distance(test, train)[0].mean())

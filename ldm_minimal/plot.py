@@ -1,4 +1,4 @@
-"""Pictures of one style: images pixel for pixel, never smoothed; a palette that is safe for colour-blind readers."""
+"""Pictures of one style: images pixel for pixel, never smoothed; a palette that is safe for color-blind readers."""
 
 import base64
 import io
@@ -123,7 +123,7 @@ BLOCKS = {  # name: (what it says, column, row); the upper row is training, the 
 
 
 def pipeline(*highlight: str):
-    """The whole of latent diffusion as one picture, with the blocks of this chapter in colour."""
+    """The whole of latent diffusion as one picture, with the blocks of this chapter in color."""
     if unknown := set(highlight) - BLOCKS.keys():
         raise ValueError(f"unknown block {', '.join(sorted(unknown))}, choose from {', '.join(BLOCKS)}")
     named = ", ".join(highlight)

@@ -65,7 +65,7 @@ PRESETS = {
         denoiser_train=TrainConfig(steps=14_000, batch=256, lr=1e-3, ema=0.9995, warmup=500),
         early=0.05, sample=SampleConfig(guidance=1.5),  # of a longer training an earlier share, see book/trials.md
     ),
-    # a datacentre GPU, in about ten minutes (see README): the autoencoder with all terms, and an epoch a second
+    # a datacenter GPU, in about ten minutes (see README): the autoencoder with all terms, and an epoch a second
     "gpu": RunConfig(
         samples=10_000,
         vae=VAEConfig(decoder_blocks=2, beta=0.1),
