@@ -20,7 +20,7 @@ import torch
 from ldm_minimal import LatentDiffusion, checkpoint, data, plot
 from ldm_minimal.evaluate import as_table, evaluate
 from ldm_minimal.inception import inception_features
-from ldm_minimal.pipeline import SHIPPED, WEIGHTS, SampleConfig, load_classifier
+from ldm_minimal.pipeline import SHIPPED, WEIGHTS, SampleConfig, load_classifier, shipped_json
 from ldm_minimal.precision import pick_device, pick_precision
 from ldm_minimal.report import describe
 from ldm_minimal.run import bar, device_name, load_vae
@@ -38,23 +38,17 @@ def title(row: str) -> str:
     return TITLES[net] + (f" with autoguidance {guidance:g}" if weak else "")
 
 
-def place(net: str) -> Path:
-    """Of a model that ships, without the ending of its files."""
-    path = WEIGHTS / net
-    return path / "model" if path.is_dir() else path
-
-
 def copy_weights(runs: dict[str, Path]) -> None:
     models = {net: LatentDiffusion.load(runs[net]) if net in runs else LatentDiffusion.pretrained(net) for net in SHIPPED}
     for net, model in models.items():  # all were read before the first is written: those of a folder share its VAE's file
-        path = place(net)
-        shipped, vae = checkpoint.load_json(f"{path}.json")["meta"]["runs"], str((path.parent / "vae").relative_to(WEIGHTS))
+        path = shipped_json(net)
+        shipped, vae = checkpoint.load_json(path)["meta"]["runs"], str((path.parent / "vae").relative_to(WEIGHTS))
         model.meta["runs"] = dict(shipped)
         if net in runs:
             model.meta["runs"]["denoiser"] = origins(runs[net], "denoiser")
         if vae in runs:
             model.vae, model.meta["runs"]["vae"] = load_vae(runs[vae]), origins(runs[vae], "vae")
-        model.save(path.parent, path.name, path.name, half=True)
+        model.save(path.parent, path.stem, path.stem, half=True)
     for stage in ("perceptual", "classifier"):
         stem = f"{stage}-fashion-mnist"
         if stage in runs:
@@ -124,10 +118,10 @@ def last_measured() -> dict:
 
 def card(results: dict) -> str:
     """MODEL_CARD.md."""
-    about = {net: checkpoint.load_json(f"{place(net)}.json") for net in SHIPPED}
+    about = {net: checkpoint.load_json(shipped_json(net)) for net in SHIPPED}
     judges = {name: checkpoint.load_json(WEIGHTS / f"{name}-fashion-mnist.json") for name in ("classifier", "perceptual")}
     networks = [("VAE", "vae", about["unet"]["meta"]["runs"]["vae"]), ("VAE of the best model", "best/vae", about["best"]["meta"]["runs"]["vae"])]
-    networks += [(TITLES[net], str(place(net).relative_to(WEIGHTS)), about[net]["meta"]["runs"]["denoiser"]) for net in SHIPPED]
+    networks += [(TITLES[net], str(shipped_json(net).relative_to(WEIGHTS).with_suffix("")), about[net]["meta"]["runs"]["denoiser"]) for net in SHIPPED]
     networks += [("feature classifier", "classifier-fashion-mnist", judges["classifier"]["runs"]),
                  ("network of the perceptual loss", "perceptual-fashion-mnist", judges["perceptual"]["runs"])]
     lines = ["# Model card", "", "Small latent diffusion models of Fashion-MNIST, for learning and teaching. Trained with this package on the 60,000",

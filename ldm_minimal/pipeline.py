@@ -222,8 +222,13 @@ class LatentDiffusion:
         """A Fashion-MNIST model that ships with the package (SHIPPED); the model card is beside the weights."""
         if name not in SHIPPED:
             raise ValueError(f"unknown model {name!r}, choose from {', '.join(SHIPPED)}")
-        path = WEIGHTS / name
-        return cls.load(path if path.is_dir() else f"{path}.json", device)
+        return cls.load(shipped_json(name), device)
+
+
+def shipped_json(name: str) -> Path:
+    """The JSON file of a model that ships (SHIPPED); one that has a folder of its own is its model.json."""
+    path = WEIGHTS / name
+    return path / "model.json" if path.is_dir() else WEIGHTS / f"{name}.json"
 
 
 def build_denoiser(net, config: DenoiserConfig) -> Denoiser:
