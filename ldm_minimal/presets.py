@@ -24,6 +24,8 @@ class RunConfig:
     samples: int = option(2000, "samples drawn for the metrics at the end")
     early: float = option(0.0, "share of the denoiser's steps after which it is kept as the weak model of autoguidance "
                           "(0: none; --sample-guidance 1.25 then fits)")
+    latents: str = option("samples", "what the denoiser learns: samples of the posteriors, or their means",
+                          ("samples", "means"))
     vae: VAEConfig = field(default=VAEConfig())
     vae_train: TrainConfig = field(default=TrainConfig(lr=2e-3, clip=2000.0))  # its loss is a sum over pixels
     vae_loss: PerceptualConfig = field(default=PerceptualConfig())

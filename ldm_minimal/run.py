@@ -268,6 +268,8 @@ class Run:
                 chunks.append(chunk)
                 progress.update(len(chunk))
         moments = torch.cat(chunks)  # (N, 2, C, h, w), on the device
+        if config.latents == "means":
+            moments[:, 1] = -torch.inf  # logvar: posteriors without spread, whose samples are their means
         scale = latent_scale(moments)
         print(f"latents    {tuple(moments.shape[2:])}, scale 1/std = {scale:.4f}", flush=True)
 

@@ -76,6 +76,7 @@ MUTANTS = [
     ("perceptual.py", "F.normalize(v.float(), dim=1, eps=1e-3)", "v.float()", "test_perceptual.py"),
     ("perceptual.py", "vae.encoder.requires_grad_(not config.decoder_only)", "vae.requires_grad_(not config.decoder_only)", "test_perceptual.py"),
     ("run.py", "round(self.config.early * config.steps)", "round((1 - self.config.early) * config.steps)", "test_run.py"),
+    ("run.py", "moments[:, 1] = -torch.inf", "moments[:, 1] = 0", "test_run.py"),
     ("run.py", "keep(state.ema.model,", "keep(state.model,", "test_run.py"),
     ("latents.py", "mean.var(correction=0) + logvar.exp().mean()", "mean.var(correction=0)", "test_latents.py"),
     ("latents.py", "float(variance.rsqrt())", "float(1 / variance)", "test_latents.py"),

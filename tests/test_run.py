@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from ldm_minimal import LatentDiffusion, data, run
 from ldm_minimal.__main__ import main
 from ldm_minimal.checkpoint import load_json, load_tensors
+from ldm_minimal.latents import draw_latents
 
 TINY = ["train", "--preset", "tiny", "--precision", "fp32"]
 SMALLER = ["--vae-train-steps", "6", "--denoiser-train-steps", "8", "--samples", "20"]
@@ -33,6 +35,24 @@ def test_the_weak_model_is_the_average_after_its_share_of_the_steps_and_to_keep_
     average, weights = read("kept", "weak"), read("no average", "weak")
     for key in ("stem.weight", "time.0.bias"):
         assert not torch.equal(average[key], weights[key]) and not torch.equal(average[key], state[f"ema.net.{key}"])
+
+
+@pytest.mark.parametrize("latents", ["samples", "means"])
+def test_the_denoiser_learns_samples_of_the_posteriors_or_their_means_at_unit_variance(tmp_path, monkeypatch, latents):
+    distances = []
+
+    def draw(moments, scale, generator):
+        z0 = draw_latents(moments, scale, generator)
+        distances.append((z0 - scale * moments[:, 0]).abs().max().item())
+        return z0
+
+    monkeypatch.setattr(run, "draw_latents", draw)
+    assert main([*TINY, *SMALLER, "--latents", latents, "--out", str(tmp_path / "run")]) == 0
+    means = LatentDiffusion.load(tmp_path / "run").encode(data.to_float(data.load().images))  # scaled
+    if latents == "means":
+        assert max(distances) < 1e-4 and means.std(correction=0) == pytest.approx(1, abs=1e-4)
+    else:
+        assert min(distances) > 0.1 and means.std(correction=0) < 0.98
 
 
 @pytest.mark.parametrize("flags, words", [
