@@ -1,4 +1,4 @@
-"""The main job keeps its denoiser early in the training, which that does not change, and guides the samples away from it."""
+"""The main job: what its denoiser learns, and the early copy of it that the samples are guided away from."""
 
 import pytest
 import torch
