@@ -135,8 +135,8 @@ def card(results: dict) -> str:
               f"The latent scale is {about['best']['latent_scale']:.4f} there and {about['unet']['latent_scale']:.4f} elsewhere. The classifier is right on "
               f"{100 * judges['classifier']['test_accuracy']:.1f} % of the test images.", "",
               "## How they were trained", "",
-              "In this order; a path of the package's own weights in a command means the network as the line above left it. Seconds are",
-              "upper bounds: the machine did other work, too. The first training of the best model's U-Net was laid out for 22,000 steps and",
+              "A path of the package's own weights in a command means the network as the line above left it. Each line needs an `--out` of its",
+              "own; the `runs/vae` of U-Net and DiT is the first line's. Seconds are upper bounds: the machine did other work, too. The first training of the best model's U-Net was laid out for 22,000 steps and",
               "shortened to 10,000 while it ran.", "",
               "| network | command | steps | seconds | device, precision |", "|---|---|---|---|---|"]
     lines += [f"| {name} | `{run['command']}` | {run['steps']:,} | {run['seconds']:,} | {run['device']}, {run['precision']} |"
@@ -152,7 +152,7 @@ def table(results: dict) -> list[str]:
     inception = any("inception_fid" in result["table"]["samples"] for result in results.values())
     lines = [f"{first['n']:,} images of each kind against the {first['reference']}; {describe(sampler)}, balanced labels, EMA weights, uint8 images.",
              "FD, KID, precision, recall and coverage are on the features of our own classifier, so they compare these rows with each other and",
-             "not with papers. (The ceiling's images are rebuilt from the reference itself, which flatters its precision, recall and coverage.)",
+             "not with papers. (The ceiling's images are rebuilt from the reference itself, which flatters all but its FID train and its accuracy.)",
              "KID is the mean of fifty random subsets, whose choice alone moves it by 0.2 to 0.35 for samples and by 0.15 for real images."]
     if inception:
         lines += ["FID is on the standard Inception features: against the 10,000 test images, and against 10,000 training images. Autoguidance is "

@@ -47,7 +47,6 @@ GROUPS = {  # name: (what all its trials share, {trial: its own flags})
             "+ perceptual": "--vae-loss-perceptual 1",
             "+ adversarial": "--vae-loss-adversarial 20",
             "+ both": "--vae-loss-perceptual 1 --vae-loss-adversarial 20",
-            "+ both, decoder alone": "--vae-loss-perceptual 1 --vae-loss-adversarial 20 --vae-loss-decoder-only",
         }),
     "factor": (
         WHOLE, {

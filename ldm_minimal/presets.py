@@ -76,7 +76,7 @@ PRESETS = {
         denoiser_train=TrainConfig(steps=28_000, batch=1024, lr=2e-3, ema=0.9995, warmup=500),
     ),
     # the first trainings of the shipped weights: 81 minutes on two busy CPU cores, the DiT included; the refined decoder
-    # and the second training of the U-Net made it 163 (see the model card)
+    # and the second training of the U-Net made it 162 (see the model card)
     "release": RunConfig(
         samples=10_000,
         vae_train=TrainConfig(steps=4500, batch=128, lr=2e-3, clip=2000.0, warmup=200),
