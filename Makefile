@@ -14,7 +14,7 @@ setup: $(VENV)/ready  ## make the virtual environment and install everything int
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo "Python 3.10 to 3.13 is needed: make PYTHON=/path/to/python3"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
@@ -50,6 +50,7 @@ pdf: setup $(VENV)/ready-book  ## the book as one file, book/_build/book.pdf
 	$(BIN)/python book/build.py --pdf
 
 wheel: setup  ## dist/ldm_minimal-*.whl, to upload to Colab
+	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 bench: setup  ## measure speed on this machine

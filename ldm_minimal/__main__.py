@@ -185,8 +185,7 @@ def latest_unfinished() -> Path:
 
 def run_train(args) -> int:
     from .presets import PRESETS, SECTIONS, default_preset, read_config
-    from .report import summary
-    from .run import Interrupted, Run, load_vae
+    from .run import Run
 
     device = parallel.start(pick_device(args.device))
     precision = pick_precision(device, args.precision)[0]
@@ -196,7 +195,8 @@ def run_train(args) -> int:
         known = load_json(folder / "config.json")
         if missing := {"config", "data", "vae_from", "denoiser_from", "stage", "preset", "precision"} - known.keys():
             raise CheckpointError(f"{folder / 'config.json'} was edited or cut off: no {', '.join(sorted(missing))}")
-        changed = [name for name in vars(args) if "." in name] + ["preset"] * bool(args.preset)
+        changed = [name for name in vars(args) if "." in name] + [name for name in ("preset", "vae_from", "denoiser_from") if getattr(args, name)]
+        changed += [f"the stage (the run trains {known['stage']})"] * (args.stage not in ("all", known["stage"]))
         if args.precision not in ("auto", known["precision"]):
             changed.append(f"precision (the run is in {known['precision']})")
         if changed:
@@ -204,6 +204,8 @@ def run_train(args) -> int:
         config = read_config(known["config"], str(folder / "config.json"))
         vae_from, denoiser_from, stage, preset, precision = (
             known[key] for key in ("vae_from", "denoiser_from", "stage", "preset", "precision"))
+        pick_precision(device, precision)  # that of the run may need another machine
+        args.compile = args.compile or known.get("compile", False)
     else:
         preset, stage = args.preset or default_preset(device), args.stage
         vae_from, denoiser_from = (path and str(path.absolute()) for path in (args.vae_from, args.denoiser_from))
@@ -211,16 +213,33 @@ def run_train(args) -> int:
         parts = {section: chosen(getattr(config, section), args, prefix) for prefix, section in SECTIONS.items()}
         config = replace(config, **parts)
         folder = parallel.each(args.out or free_folder(config.dataset, preset))[0]
+    if stage == "denoiser" and not vae_from:
+        if config.dataset != "fashion-mnist":
+            raise ValueError(f"the autoencoder that ships knows no {config.dataset}: name one that does with --vae-from, or train all")
+        vae_from = str(WEIGHTS / "unet.json")
+    ignored = [name for name in vars(args) if name.startswith("vae.")]
+    if ignored and vae_from and stage in ("all", "denoiser"):
+        raise ValueError(f"an autoencoder that is not trained stays as it is: leave out {', '.join(ignored)}")
     for section in (config.vae_train, config.denoiser_train):
         parallel.share(section.batch)  # if it cannot be shared, say so before anything is trained
     print(f"run        {folder} ({'resumed, ' if args.resume else ''}preset {preset}, {device}, {precision})")
     run = Run(folder, config, device, precision, args.compile)
-    if args.resume:
-        run.check_data()
-    else:
-        launcher = "python" if processes == 1 else f"torchrun --nproc-per-node={processes}"
-        command = " ".join([launcher, "-m", "ldm_minimal", *map(shlex.quote, sys.argv[1:])])
-        run.start(command=command, stage=stage, preset=preset, vae_from=vae_from, denoiser_from=denoiser_from)
+    with run.held():
+        if args.resume:
+            run.check_data()
+        else:
+            run.check(vae_from, denoiser_from)
+            launcher = "python" if processes == 1 else f"torchrun --nproc-per-node={processes}"
+            command = " ".join([launcher, "-m", "ldm_minimal", *map(shlex.quote, sys.argv[1:])])
+            run.start(command=command, stage=stage, preset=preset, vae_from=vae_from, denoiser_from=denoiser_from, compile=args.compile)
+        return train_stage(run, stage, vae_from, denoiser_from)
+
+
+def train_stage(run, stage: str, vae_from: str | None, denoiser_from: str | None) -> int:
+    from .report import summary
+    from .run import Interrupted, load_vae
+
+    folder = run.folder
     try:
         if stage == "vae":
             run.train_vae(vae_from)
@@ -229,14 +248,14 @@ def run_train(args) -> int:
         elif stage == "perceptual":
             run.train_features()
         elif stage == "denoiser":
-            run.train_denoiser(load_vae(vae_from or WEIGHTS / "unet.json").to(device), denoiser_from)
+            run.train_denoiser(load_vae(vae_from).to(run.device), denoiser_from)
         else:
             result = run.all(vae_from, denoiser_from)
             if parallel.is_main():
                 print("\n" + summary(result, folder))
     except (Interrupted, KeyboardInterrupt) as stop:
         if parallel.is_main():
-            print(f"\nstopped; go on with: python -m ldm_minimal train --resume --out {folder}", file=sys.stderr)
+            print(f"\nstopped; go on with: python -m ldm_minimal train --resume --out {shlex.quote(str(folder))}", file=sys.stderr)
         if isinstance(stop, Interrupted):  # which all processes see at the same step
             parallel.leave()
         return 130
@@ -248,10 +267,7 @@ def run_train(args) -> int:
 
 
 def sample_config(args) -> SampleConfig:
-    config = chosen(getattr(args, "base", SampleConfig()), args)
-    if len(config.interval) != 2:
-        raise ValueError(f"the guidance interval takes two numbers, got {len(config.interval)}")
-    return config
+    return chosen(getattr(args, "base", SampleConfig()), args)
 
 
 def run_sample(args) -> int:
@@ -304,13 +320,14 @@ def run_evaluate(args) -> int:
         network(str(model.device))  # if it is missing, say so before sampling
         extra = partial(inception_features, device=model.device)
     train, test = (data.load(model.dataset, split) for split in ("train", "test"))
-    own = Path(args.model) / f"classifier-{model.dataset}.json"
+    model_at = Path(args.model)
+    own = (model_at if model_at.is_dir() else model_at.parent) / f"classifier-{model.dataset}.json"
     classifier = load_classifier(own if own.is_file() else WEIGHTS / own.name).to(model.device)
     n, seeds = min(positive(args.n), len(test)), positive(args.seeds)
     with bar(n * seeds, "samples", "image") as progress:
         result = evaluate(model, classifier, train, test, n, config, extra, progress.update, seeds, weak)
     save_json(args.out, result | {"model": args.model, "weak": args.weak})
-    print(as_table(result))
+    print(f"{n} images of each kind against the {result['reference']}\n{as_table(result)}")
     quality = result["reconstruction"]
     print(f"\nreconstruction PSNR {quality['psnr_db']:.2f} dB, SSIM {quality['ssim']:.4f}; "
           f"memorisation ratio {result['memorisation']:.3f}; {result['sampling']['images_per_second']:.0f} images/s\n"
@@ -365,6 +382,8 @@ def run_info(args) -> int:
 
 def run_bench(args) -> int:
     device, precision = machine(args)
+    if args.out and args.out.suffix == ".png":
+        raise ValueError("--out names the JSON; a picture, where there is one, gets the same name with .png")
     figure = None
     if args.kind == "race":
         from .race import race
@@ -372,7 +391,7 @@ def run_bench(args) -> int:
         from .run import Interrupted
 
         try:
-            result = race(device, precision, args.minutes, args.n)
+            result = race(device, precision, args.minutes, args.n, keep=args.out and partial(save_json, args.out))
         except Interrupted:  # a race is not gone on with
             raise KeyboardInterrupt from None
     elif args.kind == "scale":

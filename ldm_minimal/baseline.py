@@ -62,11 +62,11 @@ def diffusers_ddim(net: DiffusersUNet, scheduler, z: Tensor, labels: Tensor, ste
 
     def predict(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with autocast(z.device, precision):
-            return net(z, t, y).float()
+            return net(z, t.to(z.device), y).float()
 
     scheduler.set_timesteps(steps)
     for k in scheduler.timesteps:
-        out = guide(predict, net.num_classes, guidance)(z, (k / 1000).expand(len(z)).to(z.device), labels)
+        out = guide(predict, net.num_classes, guidance)(z, (k / 1000).expand(len(z)), labels)
         z = scheduler.step(out, k, z).prev_sample
     return z.cpu()
 

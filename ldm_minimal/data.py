@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -132,15 +133,17 @@ def fetch(name: str, folder: Path) -> bool:
     socket.setdefaulttimeout(10)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, md5 in source.resources:
-            for mirror in source.mirrors:
-                try:
-                    datasets.utils.download_url(mirror + file, str(folder), file, md5)
-                    break
-                except (OSError, RuntimeError, HTTPException):
-                    (folder / file).unlink(missing_ok=True)
-            else:
-                return False
+        with TemporaryDirectory(prefix=".", dir=folder) as part:  # what has its own name in `folder` is complete
+            for file, md5 in source.resources:
+                for mirror in () if (folder / file).is_file() else source.mirrors:
+                    try:
+                        datasets.utils.download_url(mirror + file, part, file, md5)
+                        os.replace(Path(part) / file, folder / file)
+                        break
+                    except (OSError, RuntimeError, HTTPException):
+                        continue
+                if not (folder / file).is_file():
+                    return False
         return True
     except OSError:
         return False

@@ -22,6 +22,7 @@ from .layers import at_least_float32, draw
 from .options import option
 from .schedule import SCHEDULES, expand
 
+TIMES = ("uniform", "logit_normal")
 TARGETS = {
     "eps": lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)),
     "x0": lambda alpha, sigma: (torch.ones_like(alpha), torch.zeros_like(alpha)),
@@ -34,7 +35,7 @@ TARGETS = {
 class DenoiserConfig:
     schedule: str = option("cosine", "noise schedule", tuple(SCHEDULES))
     target: str = option("v", "what the network predicts", tuple(TARGETS))
-    times: str = option("uniform", "distribution of t in training", ("uniform", "logit_normal"))
+    times: str = option("uniform", "distribution of t in training", TIMES)
     drop: float = option(0.1, "share of labels replaced by the null label, for guidance")
 
 
@@ -64,6 +65,8 @@ def draw_times(batch: int, generator: torch.Generator | None = None, times: str 
     a sample's time independent of its place in the batch. "logit_normal": sigmoid of a standard normal, which
     puts more weight on the middle (2403.03206, section 3.1).
     """
+    if times not in TIMES:
+        raise ValueError(f"unknown times {times!r}, choose from {', '.join(TIMES)}")
     t = draw(stratified, (batch,), generator, device).clamp(1e-5, 1 - 1e-5)
     return torch.sigmoid(torch.special.ndtri(t)) if times == "logit_normal" else t
 

@@ -4,8 +4,8 @@ r"""The diffusion transformer (DiT): the latent as a sequence of patches, time a
     x = x + gate1 * attention(modulate(norm(x), shift1, scale1))
     x = x + gate2 * mlp(modulate(norm(x), shift2, scale2))        modulate(x, shift, scale) = x * (1 + scale) + shift
 
-The six vectors of a block come from one linear layer of silu(time + label), which starts at zero (adaLN-zero): every
-block is the identity at first, and so is the prediction zero. Positions are fixed sines and cosines of row and
+The six vectors of a block come from one linear layer of silu(time + label), which starts at zero (adaLN-zero): at
+first every block is the identity, and the prediction is zero. Positions are fixed sines and cosines of row and
 column, so the network takes any height and width; sizes that no patch divides are padded and cropped.
 
 Paper: 2212.09748.
@@ -30,6 +30,11 @@ class DiTConfig:
     mlp: int = option(4, "hidden width of the MLP, in token widths")
     in_channels: int = 4  # channels of what is denoised
     num_classes: int = 10  # number of labels (label num_classes is the null label)
+
+    def __post_init__(self):
+        for name in ("width", "depth", "heads", "patch", "mlp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ pays with variety; the second leads away from where only the weaker network woul
 
 The rule's weights add up to one and, at given z_t and t, the four targets are affine in each other: guiding z0, eps, v
 or flow is the same thing.
-Papers write w = s - 1. Guidance costs a second evaluation wherever s is neither 0 nor 1.
+2207.12598 writes w = s - 1, 2406.02507 w for s itself. Guidance costs a second evaluation wherever s is neither 0 nor 1.
 
 Papers: 2207.12598; guidance only in an interval of noise levels 2404.07724; autoguidance 2406.02507.
 """

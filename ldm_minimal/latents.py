@@ -7,7 +7,7 @@ keeps the posterior's mean and logvar, not one sample of it, so every epoch draw
 therefore that of the samples (law of total variance), over the whole training set, in float64.
 
 The denoiser may learn the means in place of the samples (RunConfig.latents): all moments then get a logvar of
--inf, and scale and samples follow. It then need not draw the posterior's noise; whether that helps, book/trials.md
+-inf, and scale and samples follow. Its samples then need not show the posterior's noise; whether that helps, book/trials.md
 asks and leaves open.
 
 Paper: 2112.10752, appendix G ("rescaling"); Stable Diffusion's 0.18215 is such a 1 / std.

@@ -5,7 +5,7 @@ r"""The building blocks that the VAE, the U-Net and the DiT share.
     time:       [cos(w_i * 1000 t), sin(w_i * 1000 t)] at geometrically spaced frequencies w_i
 
 The second convolution of a block and the projection of an attention start at zero: at the start every block is
-the identity, and a deep network trains from its first step. `scale` and `shift` carry time and label.
+its skip (the identity where the width stays), and a deep network trains from its first step. `scale` and `shift` carry time and label.
 
 Papers: group norm 1803.08494, attention 1706.03762, the block 2006.11239 and 2105.05233 (scale-shift).
 """

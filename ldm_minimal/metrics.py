@@ -7,7 +7,7 @@ r"""How good are reconstructions and samples? Pairs are compared pixel by pixel,
     density / coverage      the same, robust to outliers                              2002.09797
     memorisation            distance to the nearest training image, samples over test images; near 1 is healthy
 
-Images are uint8 (N, 1, H, W), as they would be saved. Features are (N, d). All statistics are in float64 with n - 1,
+Images are uint8 (N, 1, H, W), as they would be saved. Features are (N, d). Means and covariances are in float64, with n - 1,
 and two distances are comparable only at the same n: with fewer samples the Frechet distance comes out larger. Sets with
 equal numbers of each class are more alike than random ones: FD comes out smaller, and KID slightly below zero.
 """

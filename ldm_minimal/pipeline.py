@@ -11,7 +11,7 @@ Paper: 2112.10752.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from math import isclose, isfinite
+from math import inf, isclose, isfinite
 from pathlib import Path
 
 import torch
@@ -45,6 +45,14 @@ class SampleConfig:
     solver: str = option("dpm++2m", "how to step from noise to data", tuple(SOLVERS))
     spacing: str = option("middle", "where the steps lie", GRIDS)
     seed: int = option(0, "seed of the noise")
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not 0 <= self.guidance < inf:
+            raise ValueError(f"the guidance scale must be a finite number >= 0, got {self.guidance}")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError(f"the guidance interval must be two numbers, 0 <= low <= high <= 1, got {self.interval}")
 
 
 def config_from(config_class, data: dict, where: str):

@@ -43,6 +43,8 @@ class RunConfig:
             raise ValueError(f"samples must be at least 20 to be compared with the data, got {self.samples}")
         if not 0 <= self.early < 1:
             raise ValueError(f"early is a share of the steps, 0 or more and below 1, got {self.early}")
+        if not 0 <= self.seed < 2**40:  # of seed and step together PyTorch takes 64 bits, see train.step_generator
+            raise ValueError(f"seed must be 0 or more and below 2**40, got {self.seed}")
 
 
 SECTIONS = {  # flag prefix: name of the section in RunConfig

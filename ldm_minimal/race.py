@@ -70,7 +70,7 @@ def train_latents(run: Racer, minutes: float) -> LatentDiffusion:
     trained = run.train_vae()
     for _ in range(2):  # how long will the encoding take? The first chunk is the warm-up
         before = run.minutes
-        chunk = next(encode_moments(trained, run.images.images, precision=run.precision))
+        chunk = next(encode_moments(trained, run.images.images, precision=run.precision)).cpu()  # which waits for a GPU
     after = run.minutes + (run.minutes - before) * len(run.images) / len(chunk)
     run.config = replace(run.config, denoiser_train=lasting(denoiser, minutes - after))
     return run.train_denoiser(trained).to(run.device, run.precision)
@@ -106,8 +106,11 @@ def train_diffusers(run: Racer, minutes: float) -> DiffusersModel:
     return DiffusersModel(trained, DDIMScheduler.from_config(scheduler.config), shape, config.dataset, run.precision)
 
 
-def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: RunConfig | None = None) -> dict:
-    """The table, printed and returned for JSON. minutes: the budgets; config: by default the device's preset."""
+def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: RunConfig | None = None, keep=None) -> dict:
+    """The table, printed and returned for JSON. minutes: the budgets; config: by default the device's preset.
+
+    keep: called with the table so far after each contestant, so that an interruption loses one at most
+    """
     config = replace(config or PRESETS[default_preset(device)], net="unet")
     train, test = (data.load(config.dataset, split) for split in ("train", "test"))
     if not all(0 < m < inf for m in minutes) or not 20 <= n <= len(test):
@@ -148,6 +151,8 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: 
             "stages": {k: {key: v[key] for key in ("step", "seconds", "loss")} for k, v in stages.items()},
         } | score(images, labels))
         print(f"{name}: FD {result['rows'][-1]['fd']:.3f} after {spent:.2f} minutes", flush=True)
+        if keep:
+            keep(result)
     print("\n" + as_text(result))
     return result
 

@@ -1,5 +1,6 @@
 """What a run shows at its end: four pictures and a summary in words; and the pictures of two benchmarks."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def summary(result: dict, folder: Path) -> str:
     counts, quality = result["classes_found"], result["reconstruction"]
     rarest = min(counts, key=counts.get)
     minutes = sum(stage["seconds"] for stage in result.get("training", {}).values()) / 60
-    weak = f" --weak {folder / result['weak']} --guidance {result['sampler']['guidance']:g}" if result.get("weak") else ""
+    weak = f" --weak {shlex.quote(str(folder / result['weak']))} --guidance {result['sampler']['guidance']:g}" if result.get("weak") else ""
     return "\n".join([
         as_table(result),
         "",
@@ -101,5 +102,5 @@ def summary(result: dict, folder: Path) -> str:
         f"Distance to the nearest training image, samples over test images: {result['memorisation']:.2f} "
         "(far below 1 would mean copying).",
         f"Training took {minutes:.1f} minutes. Everything is in {folder}.",
-        f"Draw more of them: python -m ldm_minimal sample --model {folder}{weak}",
+        f"Draw more of them: python -m ldm_minimal sample --model {shlex.quote(str(folder))}{weak}",
     ])

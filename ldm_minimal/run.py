@@ -12,8 +12,11 @@ A run killed at any moment goes on with --resume exactly where its last state wa
 """
 
 import copy
+import fcntl
 import json
+import os
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -27,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from . import __version__, data, parallel, report
-from .checkpoint import CheckpointError, atomic, load_json, save_json, save_tensors
+from .checkpoint import CheckpointError, atomic, load_json, save_json, save_tensors, sha256
 from .classifier import Classifier, classifier_loss
 from .denoiser import draw_times
 from .ema import EMA
@@ -100,17 +103,45 @@ class Run:
                 self.test: data.Dataset = data.load(config.dataset, "test")
             parallel.each(None)
         print(f"data       {len(self.images)} + {len(self.test)} images, {self.images.source}", flush=True)
-        if parallel.is_main():
-            for leftover in folder.glob(".*.part*"):  # of a process that was killed while it wrote
-                leftover.unlink()
 
     # -- the folder ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def held(self):
+        """Within it no other process trains in the folder: FileExistsError if one does already."""
+        if not parallel.is_main():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(place)
+            raise FileExistsError(f"another process is training in {self.folder}: name another folder with --out") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            for leftover in self.folder.glob(".*.part*"):  # of a process that was killed while it wrote
+                leftover.unlink()
+            yield
+        finally:
+            if not any(self.folder.iterdir()):  # nothing was begun
+                self.folder.rmdir()
+            os.close(place)
+
+    def check(self, vae_from=None, denoiser_from=None) -> None:
+        """Refuse now what a later stage could not do: ValueError or CheckpointError before anything is trained."""
+        for part in (self.config.vae_train, self.config.denoiser_train):
+            data.batch_index(0, part.batch, len(self.images), self.config.seed)
+        vae = load_vae(vae_from) if vae_from else build_vae(self.config.vae)
+        build_denoiser(self.network(vae, denoiser_from), self.config.denoiser)
 
     def start(self, **more) -> None:
         """Write config.json: from here on the folder is a run that can be resumed. FileExistsError where files are."""
         if self.folder.exists() and any(self.folder.iterdir()):
             raise FileExistsError(f"{self.folder} exists and is not empty: choose another --out, or go on with it: "
-                                  f"--resume --out {self.folder}")
+                                  f"--resume --out {shlex.quote(str(self.folder))}")
         parallel.each(None)  # all have looked before one writes
         if parallel.is_main():
             save_json(self.folder / "config.json", more | {
@@ -235,8 +266,8 @@ class Run:
         model = PerceptualVAE(vae, self.config.vae_loss)
         vae = self.stage("vae", model, objective, self.config.vae_train).model.vae
         if parallel.is_main():
-            save_tensors(self.folder / "vae.safetensors", vae.state_dict())
-            save_json(self.folder / "vae.json", {"vae": asdict(vae.config)})
+            checksum = save_tensors(self.folder / "vae.safetensors", vae.state_dict())
+            save_json(self.folder / "vae.json", {"vae": asdict(vae.config), "sha256": checksum})
         return vae.requires_grad_(False)
 
     def features(self) -> FeatureNet:
@@ -280,16 +311,7 @@ class Run:
             return {"loss": loss, "eps_mse": denoiser.noise_loss(loss.detach(), t), "t": t}
 
         torch.manual_seed(config.seed)
-        if start_from:
-            before = LatentDiffusion.load(start_from)
-            if (before.config.schedule, before.config.target) != (config.denoiser.schedule, config.denoiser.target):
-                raise ValueError(f"{start_from} predicts {before.config.target} on {before.config.schedule}, this run "
-                                 f"{config.denoiser.target} on {config.denoiser.schedule}")
-            net = before.denoiser.net.requires_grad_(True)
-        else:
-            kind, _ = NETS[config.net]
-            net = kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
-        denoiser = build_denoiser(net, config.denoiser)
+        denoiser = build_denoiser(self.network(vae, start_from), config.denoiser)
         if self.compile:
             shape = (config.denoiser_train.batch // parallel.place()[1], *moments.shape[2:])
             zt, y = torch.zeros(shape, device=self.device), labels.new_zeros(shape[0])
@@ -314,6 +336,18 @@ class Run:
         if parallel.is_main():
             model.save(self.folder)
         return model
+
+    def network(self, vae: VAE, start_from=None):
+        """The network that the denoiser's training begins with, see train_denoiser."""
+        config = self.config
+        if not start_from:
+            kind, _ = NETS[config.net]
+            return kind(replace(getattr(config, config.net), in_channels=vae.config.latent_channels))
+        before = LatentDiffusion.load(start_from)
+        if (before.config.schedule, before.config.target) != (config.denoiser.schedule, config.denoiser.target):
+            raise ValueError(f"{start_from} predicts {before.config.target} on {before.config.schedule}, this run "
+                             f"{config.denoiser.target} on {config.denoiser.schedule}")
+        return before.denoiser.net.requires_grad_(True)
 
     def weak(self) -> LatentDiffusion | None:
         """The model to guide away from, if `train_denoiser` kept one."""
@@ -390,6 +424,10 @@ def load_vae(path) -> VAE:
     path = Path(path)
     if path.is_dir():
         path = path / ("vae.json" if (path / "vae.json").is_file() else "model.json")
-    vae = build_vae(config_from(VAEConfig, load_json(path).get("vae"), str(path)))
-    load_weights(vae, path.parent / "vae.safetensors")
+    known, file = load_json(path), path.parent / "vae.safetensors"
+    vae = build_vae(config_from(VAEConfig, known.get("vae"), str(path)))
+    load_weights(vae, file)
+    checksum = known.get("sha256") or known.get("files", {}).get("vae", {}).get("sha256")
+    if checksum and sha256(file) != checksum:
+        raise CheckpointError(f"{file} is not the file that {path} was written for: its checksum differs")
     return vae.eval().requires_grad_(False)

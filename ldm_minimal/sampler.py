@@ -46,8 +46,8 @@ def sample(denoise, zt: Tensor, y: Tensor, schedule, times: Tensor, eta: float =
     times:    (N + 1,) falling times in float64 on the CPU, see schedule.time_grid; the last one may be 0
     randn:    () -> noise like zt; needed where eta > 0
     """
-    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"times must fall from noise to data and hold at least two, got shape {tuple(times.shape)}")
+    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not 0 <= times[-1] < times[0] <= 1:
+        raise ValueError(f"times must fall from noise to data, within [0, 1], and hold at least two, got {times}")
     if order not in (1, 2) or not 0 <= eta <= 1:
         raise ValueError(f"order must be 1 or 2 and eta in [0, 1], got {order} and {eta}")
     if eta and randn is None:

@@ -39,15 +39,15 @@ def vp(t: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> tuple[Tensor
 def sigmoid(t: Tensor, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> tuple[Tensor, Tensor]:
     """alpha_bar falls as a logistic curve, cut to reach exactly 1 and 0  (2212.11972; as here 2301.10972, algorithm 1).
 
-    A difference of two logistic functions is written as sinh((a-b)/2) / (2 cosh(a/2) cosh(b/2)), so that
-    neither end loses digits; the cosh of the fixed ends cancels in the ratio.
+    The difference of two logistic functions, at x and y, is written as sinh((x-y)/2) / (2 cosh(x/2) cosh(y/2)), so
+    that neither end loses digits. In the ratio of two such drops the cosh of the end that they share cancels.
     """
     a, b = start / tau, end / tau
     x = a + t * (b - a)
-    full = torch.sinh(torch.as_tensor((b - a) / 2, dtype=x.dtype, device=x.device))
+    full = torch.sinh(x.new_full((), (b - a) / 2))
 
     def share(gap: Tensor, far: float) -> Tensor:  # of the whole drop, between x and the near end
-        cosh_far = torch.cosh(torch.as_tensor(far / 2, dtype=x.dtype, device=x.device))
+        cosh_far = torch.cosh(x.new_full((), far / 2))
         return torch.sinh(gap / 2) * cosh_far / (full * torch.cosh(x / 2))
 
     return torch.sqrt(share((1 - t) * (b - a), a).clamp(min=0)), torch.sqrt(share(t * (b - a), b).clamp(min=0))
@@ -59,7 +59,7 @@ def from_betas(betas: Tensor):
     alpha_bar_k = prod_{i<=k} (1 - beta_i) gives T + 1 knots at t = k / T, with alpha_bar_0 = 1 (no noise).
     Between the knots log(alpha) is interpolated linearly, so schedule(k / T) is the textbook's value exactly.
 
-    betas: (T,) in (0, 1). Fewer betas make another process, not a faster one: to sample in fewer steps,
+    betas: (T,) in (0, 1). t is a time, k / T and not the step number k: ValueError for whole numbers. Fewer betas make another process, not a faster one: to sample in fewer steps,
     take a coarser time grid over the same betas.
     """
     betas = torch.as_tensor(betas, dtype=torch.float64)
@@ -67,8 +67,14 @@ def from_betas(betas: Tensor):
         raise ValueError(f"betas must be a 1-D tensor of values inside (0, 1), got shape {tuple(betas.shape)}")
     knots = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])  # (T + 1,) log(alpha)
 
+    tables = {}  # the knots, once for each device: a GPU would wait for a copy in every step
+
     def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
-        table = knots.to(t.device)
+        if not t.is_floating_point():
+            raise ValueError(f"t is a time in [0, 1], k / T and not a step number k, got {t.dtype}")
+        if t.device not in tables:
+            tables[t.device] = knots.to(t.device)
+        table = tables[t.device]
         position = (t.double() * len(betas)).clamp(0, len(betas))
         left = position.floor().long().clamp(max=len(betas) - 1)
         log_alpha = torch.lerp(table[left], table[left + 1], position - left)
@@ -95,10 +101,13 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 def add_noise(z0: Tensor, eps: Tensor, t: Tensor, schedule) -> Tensor:
     """Draw from q(z_t | z0): alpha(t) * z0 + sigma(t) * eps.
 
-    z0, eps: (B, ...) of one shape; t: (B,) in [0, 1]. Raises ValueError where the shapes do not fit.
+    z0, eps: (B, ...) of one shape; t: (B,) in [0, 1]. Raises ValueError where the shapes do not fit, and for whole
+    numbers as t, which are step numbers: time is k / T.
     """
     if z0.shape != eps.shape or t.shape != z0.shape[:1]:
         raise ValueError(f"z0 {tuple(z0.shape)}, eps {tuple(eps.shape)} and t {tuple(t.shape)} do not fit together")
+    if not t.is_floating_point():
+        raise ValueError(f"t is a time in [0, 1], k / T and not a step number k, got {t.dtype}")
     alpha, sigma = schedule(expand(t, z0))
     return alpha * z0 + sigma * eps
 
@@ -122,7 +131,9 @@ def time_grid(steps: int, schedule=None, spacing: str = "time", start: float = 1
 
     spacing "time": uniform in t. spacing "log_snr": uniform in log(alpha / sigma), the clock in which
     DPM-Solver++'s error is a power of the step. That clock may be infinite at the ends: a grid from 1 is laid as if
-    from 0.999, and one to 0 takes its last step from 0.002. N steps cost N network evaluations.
+    from 0.999, and one to 0 takes its last step from 0.002. spacing "middle": the same between the two values of
+    MIDDLE alone; the first step begins at `start` and the last one lands on `end`, however far these lie outside.
+    The last two need the schedule. N steps cost N network evaluations.
     """
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
@@ -130,6 +141,8 @@ def time_grid(steps: int, schedule=None, spacing: str = "time", start: float = 1
         raise ValueError(f"need 0 <= end < start <= 1, got start={start} and end={end}")
     if spacing not in GRIDS:
         raise ValueError(f"unknown spacing {spacing!r}, choose from {', '.join(GRIDS)}")
+    if spacing != "time" and schedule is None:
+        raise ValueError(f"spacing {spacing!r} needs the schedule")
     if spacing == "log_snr":
         first = start if start < 1 else max(0.999, (1 + end) / 2)  # log_snr may be infinite at 1 and at 0
         last = end if end > 0 else min(0.002, start / 2)

@@ -52,7 +52,7 @@ class TrainConfig:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear from lr / warmup to lr, then half a cosine down to 0 at the last step."""
+    """Linear from lr / warmup to lr, then half a cosine down to 0 after the last step."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)

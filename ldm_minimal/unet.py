@@ -5,8 +5,8 @@ r"""The U-Net: a denoiser that looks at a latent at two or more sizes at once.
     up     every block takes one output off the stack;  4x4 -> 7x7
 
 Two sizes with two blocks each are the four blocks of the classic exercise, laid out for a 7x7 latent, where a
-third halving would leave two pixels. Time and label become one vector that scales and shifts every block.
-The last convolution starts at zero, so the first prediction is zero and the first loss is the target's variance.
+second halving would leave 2x2. Time and label become one vector that scales and shifts every block.
+The last convolution starts at zero, so the first prediction is zero and the first loss is the target's mean square.
 
 Papers: U-Net 1505.04597; for diffusion 2006.11239, 2105.05233.
 """
@@ -30,6 +30,10 @@ class UNetConfig:
     attention: bool = option(True, "attention at the lowest resolution (the middle always has it)")
     in_channels: int = 4  # channels of what is denoised
     num_classes: int = 10  # number of labels (label num_classes is the null label)
+
+    def __post_init__(self):
+        if not self.channels or min(*self.channels, self.blocks) < 1:
+            raise ValueError(f"channels and blocks must be at least 1, got {self.channels} and {self.blocks}")
 
 
 class UNet(nn.Module):

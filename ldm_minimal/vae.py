@@ -12,7 +12,7 @@ Papers: VAE 1312.6114; the lightly regularised autoencoder of latent diffusion 2
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +58,9 @@ class VAEConfig:
         if len(self.steps) != len(self.channels) - 1 or min(self.steps, default=1) < 1:
             raise ValueError(f"each resolution but the first needs a factor >= 1: channels {self.channels}, "
                              f"factors {self.factors}")
-        for name in ("codes", "decoder_blocks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        for name in ("blocks", "codes", "decoder_blocks", "beta"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
 
     @property
     def steps(self) -> tuple[int, ...]:

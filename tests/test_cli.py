@@ -16,7 +16,7 @@ import torch
 from ldm_minimal import bench
 from ldm_minimal import run as run_module
 from ldm_minimal.__main__ import main
-from ldm_minimal.checkpoint import load_into, load_json, load_tensors, save_json
+from ldm_minimal.checkpoint import load_into, load_json, load_tensors, save_json, save_tensors
 from ldm_minimal.perceptual import FeatureNet
 from ldm_minimal.plot import as_gray, image_grid
 
@@ -129,6 +129,45 @@ def test_resume_refuses_changed_options_and_changed_data(tiny_run, tmp_path, cap
     fails(capsys, ["train", "--resume", "--out", copy], 1, "config.json was edited or cut off", "no data, denoiser_from, precision")
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["train", "--resume"], 2, "no unfinished run")
+
+
+def test_resume_refuses_another_stage_and_other_starts_and_a_precision_that_this_machine_lacks(tiny_run, tmp_path, capsys, monkeypatch):
+    fails(capsys, ["train", "vae", "--resume", "--out", tiny_run], 2, "keeps its options", "the run trains all")
+    fails(capsys, ["train", "--resume", "--vae-from", tiny_run, "--denoiser-from", tiny_run, "--out", tiny_run], 2, "vae_from, denoiser_from")
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    save_json(copy / "config.json", load_json(copy / "config.json") | {"precision": "fp16"})
+    fails(capsys, ["train", "--resume", "--device", "cpu", "--out", copy], 2, "fp16 needs a GPU")
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny_run, tmp_path, capsys):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    flock = "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
+    (copy / ".model.json.part1").write_text("half, by the other process")
+    other = subprocess.Popen([sys.executable, "-c", flock, str(copy)], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        fails(capsys, ["train", "--resume", "--out", copy], 2, "another process is training in")
+        assert (copy / ".model.json.part1").exists(), "what the other one writes is left alone"
+    finally:
+        other.kill(), other.wait()
+    assert main(["train", "--resume", "--out", str(copy)]) == 0 and not (copy / ".model.json.part1").exists()
+
+
+def test_a_denoiser_is_not_trained_on_an_autoencoder_of_other_images_or_with_its_options_ignored(tiny_run, tmp_path, capsys, monkeypatch):
+    out = ["--out", tmp_path / "run"]
+    fails(capsys, [*TINY, "denoiser", "--vae-latent-channels", "8", *out], 2, "stays as it is", "vae.latent_channels")
+    fails(capsys, [*TINY, "--vae-from", tiny_run, "--vae-channels", "8", "16", *out], 2, "stays as it is", "vae.channels")
+    monkeypatch.setenv("LDM_DATA", str(run_module.data.ASSETS / "mnist-subset"))
+    fails(capsys, [*TINY, "denoiser", "--dataset", "mnist", *out], 2, "knows no mnist", "--vae-from")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_autoencoder_other_than_the_one_described_is_refused(tiny_run, tmp_path, capsys):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    tensors, meta = load_tensors(copy / "vae.safetensors")
+    save_tensors(copy / "vae.safetensors", {name: 2 * tensor for name, tensor in tensors.items()}, meta)
+    for start in (copy, copy / "model.json"):
+        fails(capsys, [*TINY, "denoiser", "--vae-from", start, "--out", tmp_path / "run"], 1, "vae.safetensors", "its checksum differs")
 
 
 def test_a_diverging_run_stops_names_the_step_and_keeps_its_last_state(tmp_path, capsys):
@@ -294,7 +333,13 @@ def test_the_classic_exercise_is_one_command(tiny_run, tmp_path):
 
 def test_evaluate_writes_the_table(tiny_run, tmp_path, capsys):
     assert main(["evaluate", "--model", str(tiny_run), "--n", "30", "--steps", "2", "--out", str(tmp_path / "m.json")]) == 0
-    assert "ceiling" in capsys.readouterr().out and load_json(tmp_path / "m.json")["n"] == 30
+    shown = capsys.readouterr().out
+    assert "ceiling" in shown and "30 images of each kind against the 2000 test images" in shown and load_json(tmp_path / "m.json")["n"] == 30
+
+
+@pytest.mark.parametrize("kind", ["race", "scale"])
+def test_a_table_is_not_written_where_its_picture_goes(tmp_path, capsys, kind):
+    fails(capsys, ["bench", kind, "--out", tmp_path / "race.png"], 2, "--out names the JSON")
 
 
 def test_autoguidance_takes_a_weaker_model_and_refuses_one_of_other_latents(tiny_run, tmp_path, capsys):
@@ -349,9 +394,14 @@ def test_unknown_names_are_refused_with_the_valid_ones(capsys, argv, words):
 
 @pytest.mark.parametrize("flags", [["--vae-train-steps", "0"], ["--denoiser-train-batch", "-4"], ["--denoiser-train-lr", "nan"], ["--samples", "3"],
                                    ["--denoiser-drop", "1.5"], ["--denoiser-train-batch", "99999"], ["--vae-codes", "-3"],
-                                   ["--vae-factors", "7"], ["--vae-loss-start", "2"], ["--vae-loss-adversarial", "-1"]])
+                                   ["--vae-factors", "7"], ["--vae-loss-start", "2"], ["--vae-loss-adversarial", "-1"],
+                                   ["--sample-steps", "0"], ["--sample-guidance", "-1"], ["--sample-interval", "0.5"], ["--unet-blocks", "0"],
+                                   ["--unet-channels", "16", "30"], ["--net", "dit", "--dit-heads", "0"], ["--net", "dit", "--dit-width", "30"],
+                                   ["--vae-beta", "-1"], ["--seed", "9223372036854775807"], ["--denoiser-from", str(run_module.WEIGHTS / "unet.json"),
+                                    "--denoiser-target", "eps"]])
 def test_impossible_training_options_end_with_a_sentence(tmp_path, capsys, flags):
     fails(capsys, [*TINY, *SMALLER, *flags, "--out", tmp_path / "run"], 2, "error:")
+    assert not (tmp_path / "run").exists(), "refused before anything is trained"
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path, capsys):

@@ -328,6 +328,23 @@ def test_a_download_takes_all_four_files_from_the_first_mirror_that_works_and_ch
     assert got == dict(data.SOURCES[name].resources) and sorted(got) == sorted(NAMES)
 
 
+def test_a_download_leaves_the_files_that_are_there_and_shows_none_that_is_half_done(monkeypatch, tmp_path):
+    mine, seen = tmp_path / NAMES[0], []
+    mine.write_bytes(b"a repacked copy, of another checksum")
+
+    def download_url(url, root, filename, md5):
+        seen.append(filename)
+        assert not (tmp_path / filename).exists()
+        (Path(root) / filename).write_bytes(b"half")
+        if len(seen) == 3:
+            raise TimeoutError("too slow")
+
+    monkeypatch.setattr(data.datasets.utils, "download_url", download_url)
+    data.fetch("fashion-mnist", tmp_path)
+    assert mine.read_bytes() == b"a repacked copy, of another checksum" and NAMES[0] not in seen and len(seen) >= 3
+    assert all(path.name in NAMES for path in tmp_path.iterdir())
+
+
 def test_a_cache_that_cannot_be_written_is_no_download(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     assert data.fetch("mnist", tmp_path / "file" / "cache") is False

@@ -290,6 +290,11 @@ def test_a_time_does_not_depend_on_its_place_in_the_batch():
     assert (count / 4_000 - 1 / 8).abs().max() < 5.7 * (1 / 8 * 7 / 8 / 4_000) ** 0.5  # 64 cells at 1.2e-8 each
 
 
+def test_an_unknown_distribution_of_times_is_refused_and_the_known_ones_are_named():
+    with pytest.raises(ValueError, match="'logit-normal'.*uniform, logit_normal"):
+        draw_times(8, times="logit-normal")
+
+
 def test_logit_normal_times_have_the_quantiles_of_a_sigmoid_of_a_normal():
     """Stratified, so that 10,000 times reproduce the quantiles to the width of a slice."""
     t = draw_times(10_000, seeded(3), "logit_normal").double()

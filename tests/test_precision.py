@@ -83,7 +83,13 @@ def test_a_gpu_that_is_not_there_is_refused(no_gpu):
             pick_device(name)
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu0"])
+def test_a_gpu_with_a_number_too_high_is_refused(gpu):
+    gpu((9, 0))
+    with pytest.raises(ValueError, match="cuda:2.*2 GPUs"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu0", "mps", "meta"])
 def test_a_device_that_no_one_knows_is_refused(name):
     with pytest.raises(ValueError) as error:
         pick_device(name)

@@ -63,7 +63,9 @@ def test_a_race_has_one_complete_row_for_each_contestant_and_budget(capsys, monk
     monkeypatch.setattr(race, "UNet", Spy)
     monkeypatch.setattr(Run, "fit", fit)
     budgets = (0.004, 0.002)
-    result = race.race(CPU, "fp32", budgets, 20, TINY)
+    so_far = []
+    result = race.race(CPU, "fp32", budgets, 20, TINY, keep=lambda result: so_far.append(len(result["rows"])))
+    assert so_far == [*range(1, len(result["rows"]) + 1)], "an interruption must not lose the rows that are there"
     shown = capsys.readouterr().out
     assert json.loads(json.dumps(result))["rows"][0]["fd"] == result["rows"][0]["fd"]
     names = [row["name"] for row in result["rows"]]
@@ -209,7 +211,7 @@ def test_the_profile_is_the_whole_step_and_counts_every_convolution():
 def test_the_command_line_reaches_each_kind_and_draws(tmp_path, monkeypatch, capsys):
     asked = {}
     rows = [{"name": name, "minutes": m, "fd": fd} for name in "ab" for m, fd in ((1.0, 3.0), (2.0, 1.5))]
-    monkeypatch.setattr(race, "race", lambda device, precision, minutes, n: asked.update(race=(minutes, n)) or {
+    monkeypatch.setattr(race, "race", lambda device, precision, minutes, n, keep: asked.update(race=(minutes, n)) or {
         "rows": rows})
     row = {"space": "latents", "images_per_second": 1.0, "ms_per_image": 2.0, "batch": 1, "width": 32, "side": 28}
     monkeypatch.setattr(scale, "scale", lambda device, precision, seconds: asked.update(scale=seconds) or {
@@ -222,6 +224,6 @@ def test_the_command_line_reaches_each_kind_and_draws(tmp_path, monkeypatch, cap
     assert asked == {"race": ([1.0, 2.0], 30), "scale": 0.5, "profile": True}
     assert json.loads(out.read_text()) == {"rows": rows}
     made = {path.name for path in tmp_path.iterdir()}
-    monkeypatch.setattr(race, "race", lambda *arguments: (_ for _ in ()).throw(Interrupted))
+    monkeypatch.setattr(race, "race", lambda *arguments, **more: (_ for _ in ()).throw(Interrupted))
     assert main(["bench", "race"]) == 130 and "stopped" in capsys.readouterr().err
     assert made == {"race.json", "race.png", "scale.json", "scale.png", "profile.json"}

@@ -281,7 +281,7 @@ def test_noise_comes_from_the_callers_source_and_otherwise_from_the_global_seed(
 
 @pytest.mark.parametrize("times", [
     [0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.0, 0.2, 0.4, 0.0], [1.0, float("nan"), 0.0], [1.0], [],
-    [[1.0, 0.5], [0.9, 0.2]],
+    [[1.0, 0.5], [0.9, 0.2]], [999.0, 500.0, 0.0], [1.0, -0.5],
 ])
 def test_times_that_do_not_fall_raise(times):
     with pytest.raises(ValueError, match="times must fall"):

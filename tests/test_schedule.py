@@ -214,6 +214,15 @@ def test_add_noise_names_the_shapes_that_do_not_fit(z0, eps, t):
     assert all(str(shape) in str(error.value) for shape in (z0, eps, t))
 
 
+def test_a_step_number_is_not_taken_for_a_time():
+    """Whole numbers would all be times after the end: nothing but zeros from ddpm, other nonsense elsewhere."""
+    k, zero = torch.tensor([0, 500]), torch.zeros(2, 1)
+    with pytest.raises(ValueError, match="k / T and not a step number"):
+        add_noise(zero, zero, k, cosine)
+    with pytest.raises(ValueError, match="k / T and not a step number"):
+        ddpm(k)
+
+
 # --------------------------------------------------------------------------------------------- the clock and the grids
 
 @ALL
@@ -283,6 +292,12 @@ def test_a_grid_that_does_not_fall_inside_zero_to_one_raises(start, end):
 def test_an_unknown_spacing_raises_and_the_known_ones_are_named():
     with pytest.raises(ValueError, match="karras.*time, log_snr"):
         time_grid(5, cosine, "karras")
+
+
+@pytest.mark.parametrize("spacing", ["log_snr", "middle"])
+def test_a_grid_in_log_snr_without_its_schedule_is_refused(spacing):
+    with pytest.raises(ValueError, match=f"{spacing}.*needs the schedule"):
+        time_grid(5, spacing=spacing)
 
 
 # ---------------------------------------------------------------------------------------------- facts about schedules

@@ -12,7 +12,7 @@ from torch import nn
 from ldm_minimal.checkpoint import CheckpointError
 from ldm_minimal.data import batch_index
 from ldm_minimal.denoiser import Denoiser, draw_times
-from ldm_minimal.schedule import cosine
+from ldm_minimal.schedule import SCHEDULES, cosine
 from ldm_minimal.train import (
     Diverged, Meter, Recorded, Step, TrainConfig, TrainState, compile_or_not, learning_rate, step_generator, train,
 )
@@ -129,14 +129,17 @@ def test_a_recorded_step_reads_new_indices_and_noise_and_its_results_last(monkey
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_recorded_steps_end_with_the_weights_of_plain_ones_bit_for_bit():
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_on_a_gpu_recorded_steps_end_with_the_weights_of_plain_ones_bit_for_bit(schedule):
     data, labels = DATA.cuda(), LABELS.cuda()
 
     def objective(model, index, noise):
-        return {"loss": model.loss(data[index], labels[index], noise)}
+        t = draw_times(len(index), noise, device="cuda")
+        loss = model.loss(data[index], labels[index], noise, t=t)
+        return {"loss": loss, "eps_mse": model.noise_loss(loss.detach(), t)}
 
     def weights(record):
-        state = TrainState(denoiser().cuda(), CONFIG, "bf16")
+        state = TrainState(Denoiser(denoiser().net, SCHEDULES[schedule]).cuda(), CONFIG, "bf16")
         for _ in train(state, objective, 40, CONFIG, record=record):
             pass
         return tensors_of(state)

@@ -154,7 +154,7 @@ def test_the_decoder_may_have_more_blocks_than_the_encoder():
     assert (blocks(deeper.encoder), blocks(deeper.decoder)) == (3, 9)
     x = normal(2, 1, 8, 8)
     assert deeper.decode(deeper.encode(x).mode()).shape == x.shape
-    with pytest.raises(ValueError, match="decoder_blocks must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="decoder_blocks must be .*>= 0, got -1"):
         VAEConfig(decoder_blocks=-1)
 
 

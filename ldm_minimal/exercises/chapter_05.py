@@ -59,7 +59,7 @@ def _(rescaled):
     yield "it keeps the shape", got.shape == cond.shape, f"expected {tuple(cond.shape)}, got {tuple(got.shape)}"
     papers = close(got, plain + cond - uncond)
     yield ("phi = 0 is guidance as it was", close(got, plain),
-           "that is scale + 1: papers write w = s - 1 and lengthen from cond; here uncond + s (cond - uncond)" if papers
+           "that is scale + 1: 2207.12598 writes w = s - 1 and lengthens from cond; here uncond + s (cond - uncond)" if papers
            else "at phi = 0 nothing is rescaled: uncond + s (cond - uncond); is phi the share of the rescaled one?")
     got = rescaled(uncond, cond, scale, 1.0)
     whole = plain * (cond.std() / plain.std())
@@ -154,7 +154,7 @@ def _(repairing_scale):
 
     got = answer(a, b)
     yield "weak + s (good - weak) is the ideal estimate, at six times", close(got, right(a, b)), (
-        "that is s - 1, the papers' w" if close(got + 1, right(a, b)) else
+        "that is s - 1, the w of classifier-free guidance's paper" if close(got + 1, right(a, b)) else
         "that is 1 / s" if close(got * right(a, b), torch.ones_like(got)) else
         "good and weak are exchanged: that is 1 - s" if close(1 - got, right(a, b)) else
         "that is the limit t -> 1: the ratio of the two errors depends on t" if close(got, (b - 1) / (b - a)) else
