@@ -1,4 +1,4 @@
-"""A Chromium for the tests and for the PDF: the one on PATH, else the one that the npm package @sparticuz/chromium carries.
+"""A Chromium for the tests and for the PDF: that of the machine, else (on Linux) the one in the npm package @sparticuz/chromium.
 
     program, environment = browser.find()      raises LookupError where neither is to be had
 """
@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
+         *(f"/Applications/{name}.app/Contents/MacOS/{name}" for name in ("Google Chrome", "Chromium")))  # on a Mac
 PACKAGE = "@sparticuz/chromium@153.0.0"
 FOLDER = Path(__file__).parent / "_build" / "chromium"
 UNPACK = """\
@@ -43,7 +44,7 @@ def find() -> tuple[str, dict[str, str]]:
             subprocess.run([tool("node"), "unpack.mjs"], cwd=FOLDER, check=True, env=os.environ | {"TMPDIR": str(FOLDER)})
         subprocess.run([program, "--version"], check=True, capture_output=True, env=os.environ | libraries())
     except (OSError, subprocess.CalledProcessError) as error:
-        raise LookupError(f"no Chromium on PATH, and {PACKAGE} does not run here: {error}") from error
+        raise LookupError(f"no Chromium or Chrome on this machine, and {PACKAGE} does not run here: {error}") from error
     return str(program), libraries()
 
 

@@ -126,7 +126,7 @@ def api_table() -> str:
 
 def colab_how() -> str:
     where = keeper.address()
-    return (f"Each chapter's page has a link \"Open in Colab\", which opens it from {where}." if where else
+    return (f"Each chapter's page has a link \"Open in Colab\", which opens it from {where}; its set-up cell installs the package from there. With a wheel of your own:" if where else
             "There is no public address to open the chapters from yet, so you bring two files yourself.")
 
 
@@ -276,9 +276,9 @@ def prepare(into: Path) -> None:
 def pdf(into: Path = BUILD) -> Path:
     """The whole book on one page, printed by Chromium."""
     from playwright.sync_api import sync_playwright
+    program, environment = browser.find()  # if there is none, say so before the pages are built
     prepare(into)
     page, out = sphinx("singlehtml", into) / "index.html", into / "book.pdf"
-    program, environment = browser.find()
     number = '<div style="font-size: 8px; width: 100%; text-align: center" class="pageNumber"></div>'
     with sync_playwright() as player:
         chromium = player.chromium.launch(executable_path=program, env=os.environ | environment, args=["--no-sandbox"])

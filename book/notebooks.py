@@ -178,7 +178,8 @@ def run(path: Path, timeout: int = 600) -> float:
                 "device": "cuda" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
                 "versions": {name: importlib.metadata.version(name) for name in NAMES}},
     }
-    minutes = f"{seconds / 60:.1f} minutes on two CPU cores (measured)"
+    cores = {2: "two"}.get(torch.get_num_threads(), torch.get_num_threads())
+    minutes = f"{seconds / 60:.1f} minutes on {cores} CPU cores (measured)"
     for cell in result["cells"]:
         if cell["cell_type"] == "markdown" and not torch.cuda.is_available():
             put(cell, re.sub(r"(?<=\*\*Time:\*\* )[^;\n]*", minutes, text(cell)))

@@ -20,7 +20,7 @@ import torch
 from ldm_minimal import LatentDiffusion, checkpoint, data, plot
 from ldm_minimal.evaluate import as_table, evaluate
 from ldm_minimal.inception import inception_features
-from ldm_minimal.pipeline import SHIPPED, WEIGHTS, SampleConfig, load_classifier, shipped_json
+from ldm_minimal.pipeline import SHIPPED, WEIGHTS, SampleConfig, load_classifier, same_encoder, shipped_json
 from ldm_minimal.precision import pick_device, pick_precision
 from ldm_minimal.report import describe
 from ldm_minimal.run import bar, device_name, load_vae
@@ -47,7 +47,16 @@ def copy_weights(runs: dict[str, Path]) -> None:
         if net in runs:
             model.meta["runs"]["denoiser"] = origins(runs[net], "denoiser")
         if vae in runs:
-            model.vae, model.meta["runs"]["vae"] = load_vae(runs[vae]), origins(runs[vae], "vae")
+            before, model.vae = model.vae, load_vae(runs[vae])
+            model.meta["runs"]["vae"] = origins(runs[vae], "vae")
+            if not same_encoder(before, model.vae):
+                raise SystemExit(f"{net} was trained on other latents than those of {runs[vae]}")
+    for net, model in models.items():
+        path = shipped_json(net)
+        if not all(same_encoder(model.vae, other.vae) for name, other in models.items() if shipped_json(name).parent == path.parent):
+            raise SystemExit(f"{net} was trained on other latents than the networks that ship beside it")
+    for net, model in models.items():
+        path = shipped_json(net)
         model.save(path.parent, path.stem, path.stem, half=True)
     for stage in ("perceptual", "classifier"):
         stem = f"{stage}-fashion-mnist"
@@ -184,7 +193,7 @@ def replace_between(text: str, name: str, lines: list[str]) -> str:
     """Put lines between <!-- name --> and <!-- /name -->."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no place <!-- {name} -->")
+        raise SystemExit(f"there is no place <!-- {name} --> to write to")
     return pattern.sub(lambda m: m.group(1) + "\n".join(lines) + "\n" + m.group(2), text)
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -33,6 +34,7 @@ from ship import kept_features, replace_between
 
 ROOT = Path(__file__).parent.parent
 RUNS, ROWS = ROOT / "runs" / "trials", ROOT / "book" / "trials.json"
+WRITING = Lock()  # two trials may end together
 
 PLAIN = "runs/vae"  # by the first command of the model card: squared and absolute error and a KL, nothing else
 FIRST = "--denoiser-train-batch 128 --denoiser-train-lr 0.001 --denoiser-times uniform"  # the preset when the trials began
@@ -112,9 +114,10 @@ def run(group: str, name: str, threads: int) -> None:
         for arguments in (command, [__file__, "--measure", str(folder), group]):
             subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log, check=True,
                            env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-    rows = load_json(ROWS) if ROWS.is_file() else {}
-    rows.setdefault(group, {})[name] = {"flags": trials[name], "threads": threads} | load_json(folder / "row.json")
-    save_json(ROWS, rows)
+    with WRITING:
+        rows = load_json(ROWS) if ROWS.is_file() else {}
+        rows.setdefault(group, {})[name] = {"flags": trials[name], "threads": threads} | load_json(folder / "row.json")
+        save_json(ROWS, rows)
 
 
 def draw_and_score(model, classifier, test, reference: torch.Tensor, n: int, config: SampleConfig, weak=None):

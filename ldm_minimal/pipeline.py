@@ -168,11 +168,7 @@ class LatentDiffusion:
         if self.device != weak.device:
             raise ValueError(f"the weak model is on {weak.device}, this one on {self.device}: weak.to({str(self.device)!r})")
         mine, its = ((m.dataset, m.latent_shape, m.config.schedule) for m in (self, weak))
-        codes, its_codes = ({k: v for k, v in m.vae.state_dict().items() if not k.startswith("decoder.")}
-                            for m in (self, weak))  # the decoder alone may differ
-        same = codes.keys() == its_codes.keys() and all(
-            v.shape == its_codes[k].shape and torch.allclose(v, its_codes[k], rtol=0.01, atol=1e-3) for k, v in codes.items())
-        if mine != its or not same or not isclose(self.scale, weak.scale, rel_tol=0.01):
+        if mine != its or not same_encoder(self.vae, weak.vae) or not isclose(self.scale, weak.scale, rel_tol=0.01):
             raise ValueError("the weak model must have the same data set, encoder, latent scale and noise schedule")
 
     def denoise(self, zt: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -241,6 +237,13 @@ def shipped_json(name: str) -> Path:
 
 def build_denoiser(net, config: DenoiserConfig) -> Denoiser:
     return Denoiser(net, SCHEDULES[config.schedule], config.target, config.drop, config.times)
+
+
+def same_encoder(a: VAE, b: VAE) -> bool:
+    """Do two autoencoders have the same latents, up to rounding to half precision? Their decoders may differ."""
+    mine, its = ({k: v for k, v in vae.state_dict().items() if not k.startswith("decoder.")} for vae in (a, b))
+    return mine.keys() == its.keys() and all(
+        v.shape == its[k].shape and torch.allclose(v, its[k], rtol=0.01, atol=1e-3) for k, v in mine.items())
 
 
 def load_weights(module, file: Path) -> None:

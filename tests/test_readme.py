@@ -25,6 +25,15 @@ SMALL = {
 SUBMISSION = ROOT / "notebooks" / "10_perceptual_compression.ipynb"  # as a student opens it: with stubs
 
 
+def test_table_and_model_card_are_those_of_the_last_measurement(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "book"))
+    import ship
+
+    results = ship.last_measured()
+    assert "\n".join(["<!-- results -->", *ship.table(results), "<!-- /results -->"]) in README, "python book/ship.py --rows"
+    assert (ship.WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8") == ship.card(results), "python book/ship.py --rows"
+
+
 def test_the_readme_shows_commands_of_every_kind():
     used = {shlex.split(line)[3] for line in COMMANDS}
     assert used == set(SMALL), "the README shows every command of the command line"

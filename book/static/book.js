@@ -18,7 +18,7 @@ for (const table of document.querySelectorAll(".bd-article table")) {
 
 function enlarge() {
   for (const image of document.querySelectorAll(".bd-article img")) {
-    if (image.naturalWidth > 1.2 * image.clientWidth && image.clientWidth && !image.closest("a")) {
+    if (image.naturalWidth > 1.2 * image.clientWidth && image.clientWidth && !image.closest("a, .play")) {
       const link = document.createElement("a");
       link.href = image.getAttribute("src");
       link.title = "Open the figure at full size";

@@ -250,7 +250,7 @@ function page() {
         film();
       }
       if (!done) return;
-      const what = chosen.label === model.null ? "no class asked for" : `class ${className(chosen.label)}`;
+      const what = chosen.label === model.null ? "no class asked for" : chosen.guidance === 0 ? "the class is not heard" : `class ${className(chosen.label)}`;
       const cost = evaluations(chosen, model.null);
       $("pictures").setAttribute("aria-busy", "false");
       $("status").textContent = `${COUNT} pictures, ${what}: ${cost} evaluation${cost > 1 ? "s" : ""} of the U-Net for each, `
@@ -294,10 +294,14 @@ function page() {
 
   async function experiment(box, channel) {
     const rows = JSON.parse(box.dataset.rows), button = box.querySelector("button"), table = box.querySelector(".play-rows");
-    button.disabled = true;
+    if (button.ariaDisabled === "true") return;  // and not `disabled`, which would take the focus away
+    button.ariaDisabled = table.ariaBusy = "true";
+    button.dataset.words ??= button.textContent;
+    button.textContent = "Drawing …";
     table.replaceChildren();
+    const { seed } = settings();  // one for all rows
     for (const { caption, ...row } of rows) {
-      const images = await drawn(channel, { ...settings(), guidance: 1.25, steps: 20, order: 2, ...row });
+      const images = await drawn(channel, { seed, guidance: 1.25, steps: 20, order: 2, ...row });
       const cells = Array.from({ length: COUNT }, (_, i) => {
         const made = canvas(`${caption}, picture ${i + 1}`);
         picture(made, images, i);
@@ -308,8 +312,8 @@ function page() {
       line.append(words, ...cells);
       table.append(line);
     }
-    button.disabled = false;
-    button.textContent = "Again, with the seed that is set above";
+    button.ariaDisabled = table.ariaBusy = "false";
+    button.textContent = `${button.dataset.words}, again`;
   }
 
   function start(opened) {
