@@ -272,15 +272,15 @@ def messages() -> str:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         for number in sorted(module.WRONG):
-            told = {}
+            told = []
             for wrong, _ in module.WRONG[number]:
                 answers = wrong if isinstance(wrong, tuple) else (wrong,)
                 what, _, mistake = checks.verdict(number, *answers).findings[-1]
-                told[what, mistake] = told.get((what, mistake), 0) + 1
+                told.append((what, mistake))
             title = checks.EXERCISES[number].title
             parts.append("\n".join([f"## {number} {title}", "",
                                     "| what does not hold | what the student is told |", "|---|---|",
-                                    *(f"| {_cell(what)} | {_cell(mistake)} |" for what, mistake in told)]))
+                                    *(f"| {_cell(what)} | {_cell(mistake)} |" for what, mistake in dict.fromkeys(told))]))
     return "\n\n".join(parts)
 
 

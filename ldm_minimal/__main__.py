@@ -102,8 +102,8 @@ def parser() -> argparse.ArgumentParser:
                               description="mark the checked exercises of a submitted notebook, or of all notebooks below a folder",
                               usage=f"{main.prog} grade [arguments] [options]")
     sub.add_argument("submission", type=Path, nargs="?", help="a notebook, or a folder of notebooks of one assignment")
-    sub.add_argument("--out", type=Path, help="a notebook: Gradescope's results.json; a folder: a CSV (default: marks.csv), with the "
-                     "results of each submission beside it, which are kept when it is run again")
+    sub.add_argument("--out", type=Path, help="a notebook, or a folder with one: Gradescope's results.json; a folder of many: a CSV (default: marks.csv), with "
+                     "the results of each submission beside it, which are kept when it is run again")
     sub.add_argument("--exercises", nargs="+", metavar="NN.N", help="what to mark (default: the checked exercises of the chapters that occur)")
     sub.add_argument("--private-seed", type=int, default=0, metavar="N",
                      help="other numbers in the checks than those that students see (default: 0, the same)")
@@ -431,12 +431,13 @@ def run_grade(args) -> int:
         raise ValueError("--seconds, --memory and --workers are above 0")
     limits = grade.Limits(args.seconds, args.memory)
     with grade.private(args.private_seed):
-        if args.submission.is_dir():
+        if args.submission.is_dir() and not (args.out and args.out.suffix == ".json"):
             out = args.out or Path("marks.csv")
             done = grade.grade_folder(args.submission, out, args.exercises, limits, args.workers or grade.default_workers())
             print(f"wrote {out}: {len(done)} submissions")
             return 0
-        report = grade.grade(args.submission, args.exercises, limits)
+        one = grade.grade_upload if args.submission.is_dir() else grade.grade
+        report = one(args.submission, args.exercises, limits)
     print(report)
     if args.out:
         save_json(args.out, report.gradescope())

@@ -145,7 +145,7 @@ def close(a, b, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
     """Equal shapes (or a number for b), and values equal up to rounding."""
     a = torch.as_tensor(a, dtype=torch.float64)
     b = torch.as_tensor(b, dtype=torch.float64)
-    return (b.ndim == 0 or a.shape == b.shape) and torch.allclose(a, b.expand_as(a), rtol=rtol, atol=atol)
+    return (a.numel() > 0 if b.ndim == 0 else a.shape == b.shape) and torch.allclose(a, b.expand_as(a), rtol=rtol, atol=atol)
 
 
 def cosine(t: Tensor) -> tuple[Tensor, Tensor]:

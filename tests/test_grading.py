@@ -46,9 +46,14 @@ def marks(path, *numbers) -> dict:
 # --- right answers
 
 def test_the_solutions_get_all_points(tmp_path):
-    for source in coursework.sources():
-        path = notebook(tmp_path / f"{source.chapter}.ipynb", source.imports, *(each.solved for each in source.exercises if each.code))
-        report = grade.grade(path)
+    for source in coursework.sources():  # in the chapter's own notebook, among its trainings and figures
+        chapter = ROOT / "notebooks" / f"{source.chapter}.ipynb"
+        cells, solved = submission.code_cells(chapter), {each.number: each.solved for each in source.exercises if each.code}
+        for number, place in submission.marked(cells).items():
+            cells[place] = solved.get(number, cells[place])
+        sizes = {number: submission.answer_to(number, cells, checks.EXERCISES[number].names)[0].count("\n") for number in solved}
+        assert max(sizes.values()) < 100, f"an answer needs no training: {sizes}"
+        report = grade.grade(notebook(tmp_path / chapter.name, *cells))
         assert report.score == report.out_of > 0, str(report)
         assert [mark.number for mark in report.marks] == [each.number for each in source.exercises if each.code]
 
@@ -70,6 +75,20 @@ def test_the_slice_takes_what_the_answer_needs_and_no_more(tmp_path):
     assert program.splitlines() == ["FACTOR = 2", "def helper(x):", "    z = FACTOR * x", "    return z", "FACTOR = 1", "FACTOR -= 2",
                                     "def mine(zt, z0_hat, alpha, sigma):", "    return helper(zt - alpha * z0_hat) / sigma ** 2"]
     assert marks(notebook(tmp_path / "a.ipynb", *cells), "02.3")["02.3"].passed
+
+
+def test_what_loops_and_branches_add_to_a_constant_counts_and_calls_of_modules_do_not():
+    cells = ["import torch\nimport numpy as np", "torch.manual_seed(0)\nnp.random.seed(0)", "torch.testing.assert_close(1, 2)", "W = []\nfor k in range(3):\n    W.append(k)",
+             "if W:\n    W.reverse()", "def later():\n    W.clear()", "input?\n%timeit W\nhere = %pwd\nreason = 1  # is that right?",
+             "# exercise 02.3\ndef score(*args):\n    return torch.tensor(W) * reason * np.pi"]
+    program = submission.answer_to("02.3", [cells[0], *cells[1:]], ["score"])[0]
+    assert program.splitlines() == ["import torch", "import numpy as np", "torch.manual_seed(0)", "np.random.seed(0)", "W = []", "for k in range(3):", "    W.append(k)",
+                                    "if W:", "    W.reverse()", "reason = 1", "def score(*args):", "    return torch.tensor(W) * reason * np.pi"]
+
+
+def test_an_empty_answer_is_not_a_number():
+    for number in ("04.2", "09.2", "10.3"):
+        assert not checks.passes(number, lambda *args, **kwargs: []), number
 
 
 def test_without_a_call_of_check_the_stubs_name_counts_and_the_last_mark_wins(tmp_path):
@@ -176,6 +195,9 @@ REACHING = {  # expressions that reach out of the process; each must raise an er
     "a socket": "__import__('socket').socket(__import__('socket').AF_INET, __import__('socket').SOCK_DGRAM)",
     "see processes": "__import__('os').listdir('/proc')",
     "the pipe's other end": "open('/proc/' + str(__import__('os').getppid()) + '/mem', 'rb')",
+    "limits of another": "__import__('resource').prlimit(__import__('os').getppid(), __import__('resource').RLIMIT_CPU, (9000, 9000))",
+    "the priority of another": "__import__('os').setpriority(__import__('os').PRIO_PROCESS, __import__('os').getppid(), 19)",
+    "a signal by way of a file": "__import__('fcntl').fcntl(0, 8, __import__('os').getppid())",
     "more memory again": "__import__('resource').setrlimit(__import__('resource').RLIMIT_DATA, (-1, -1))",
 }
 
@@ -282,6 +304,46 @@ def test_a_folder_becomes_one_table_and_is_gone_on_with(tmp_path, capsys):
     again = [line for line in capsys.readouterr().out.splitlines() if " of 9" in line]
     assert 1 <= len(again) <= 2 and any("student 0" in line for line in again)
     assert list(csv.DictReader(out.read_text().splitlines()))[1]["score"] == "3"
+
+
+def test_notebooks_of_several_chapters_are_marked_each_for_its_own_and_what_holds_none_gets_a_line(tmp_path):
+    other, folder, out = SCORE.replace("02.3", "04.3"), tmp_path / "in", tmp_path / "marks.csv"
+    for i in range(2):
+        (folder / f"student {i}").mkdir(parents=True)
+        notebook(folder / f"student {i}" / "TWO.IPYNB", IMPORTS, SCORE)
+        notebook(folder / f"student {i}" / "four.ipynb", IMPORTS, other)
+    (folder / "student 2").mkdir()
+    assert main(["grade", str(folder), "--out", str(out), "--seconds", "4"]) == 0
+    rows = {row["submission"]: row for row in csv.DictReader(out.read_text().splitlines())}
+    assert rows["student 0/TWO.IPYNB"]["02.3"] == "3" and rows["student 0/TWO.IPYNB"]["04.3"] == ""
+    assert rows["student 1/four.ipynb"]["04.3"] == "0" and rows["student 1/four.ipynb"]["02.3"] == ""
+    assert "no file" in rows["student 2"]["trouble"] and rows["student 2"]["02.3"] == rows["student 2"]["04.3"] == "0"
+    assert grade.expected([folder / "student 0" / "TWO.IPYNB"])[0] == grade.of_chapters({"02"})
+
+
+def test_who_hands_in_both_chapters_in_one_notebook_misses_none_silently(tmp_path):
+    both = [notebook(tmp_path / f"{i}.ipynb", "# exercise 02.3\n", "# exercise 04.3\n") for i in range(3)]
+    assert set(map(tuple, grade.expected([*both, notebook(tmp_path / "x.ipynb", "# exercise 02.3\n")]))) == {tuple(grade.of_chapters({"02", "04"}))}
+
+
+def test_an_upload_without_one_notebook_gets_results_that_say_so(tmp_path):
+    folder, out = tmp_path / "upload", tmp_path / "results.json"
+    folder.mkdir()
+    for made, words in (("a.ipynb", "3 of 9"), ("b.ipynb", "hand in one notebook")):
+        notebook(folder / made, IMPORTS, SCORE)
+        assert main(["grade", str(folder), "--out", str(out)]) == 0
+        assert words in json.loads(out.read_text())["output"]
+
+
+def test_a_result_of_other_checks_is_not_taken_for_todays(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    notebook(tmp_path / "in" / "a.ipynb", IMPORTS, SCORE)
+    again = []
+    for changed in ("one", "one", "two"):
+        monkeypatch.setattr(grade, "checks_sha256", lambda: changed)
+        assert main(["grade", str(tmp_path / "in"), "--exercises", "02.3", "--out", str(tmp_path / "marks.csv")]) == 0
+        again.append("a.ipynb: 3 of 3" in capsys.readouterr().out)
+    assert again == [True, False, True]
 
 
 @pytest.mark.parametrize("wrong", [["nowhere.ipynb"], [], ["{tmp}"], ["{tmp}/a.ipynb", "--exercises", "99.9"], ["{tmp}/a.ipynb", "--private-seed", "-1"],

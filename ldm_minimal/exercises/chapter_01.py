@@ -73,7 +73,7 @@ def _(best_linear):
     d, k = integer(10, 16, seed=1), integer(3, 5, seed=2)
     x = _cloud(200, d, k, seed=10)
     before = x.clone()
-    mean, basis = best_linear(x, k)
+    mean, basis = map(torch.as_tensor, best_linear(x, k))
     yield "shapes (D,) and (D, k)", tuple(mean.shape) == (d,) and tuple(basis.shape) == (d, k), \
         "mean has one entry per pixel; basis has one column per code value"
     yield "x itself is left alone", torch.equal(x, before), "x - x.mean(0), not x -= x.mean(0)"
@@ -84,14 +84,20 @@ def _(best_linear):
         "eigenvectors of length 1; an SVD's right vectors are rows of Vh: transpose"
     centered = x.double() - x.double().mean(0)
     variances = torch.linalg.eigvalsh(centered.T @ centered)  # ascending
-    error = float((centered - centered @ basis @ basis.T).square().sum())
+
+    def lost(basis: Tensor) -> float:
+        return float((centered - centered @ basis @ basis.T).square().sum())
+
+    error, rows = lost(basis), "directions are columns of eigh's vectors, and rows of an SVD's Vh: Vh[:k].T"
+    around_zero = torch.linalg.eigh(x.double().T @ x.double()).eigenvectors[:, -k:]
     yield "not the directions of least variance", error < 0.9 * float(variances[k:].sum()), \
-        "eigh sorts upwards: the last k columns are the ones to keep"
+        "eigh sorts upwards: the last k columns are the ones to keep" if close(error, float(variances[k:].sum()), 1e-2) else rows
     # Least: the k directions lose a std of 0.5 each at most. Not centered, one of std 2 is given up for the mean.
     yield "no other k directions lose less", close(error, float(variances[: d - k].sum()), rtol=1e-2), \
-        "the squared error must be the sum of the dropped variances: subtract the mean before looking for directions"
+        "the squared error must be the sum of the dropped variances: subtract the mean before looking for directions" \
+        if close(error, lost(around_zero), 1e-2) else f"{rows}; and nothing is divided by its spread before"
     flat = noise(50, k, seed=3) @ noise(k, d, seed=4) + 2
-    mean, basis = (part.double() for part in best_linear(flat, k))
+    mean, basis = (torch.as_tensor(part).double() for part in best_linear(flat, k))
     rebuilt = mean + (flat - mean) @ basis @ basis.T
     yield f"data of {k} dimensions come back from {k} numbers", close(rebuilt, flat, rtol=1e-3, atol=1e-3), \
         "mean + (x - mean) @ basis @ basis.T must be x where x has no more than k dimensions"
@@ -153,7 +159,9 @@ def _(fit_gaussian):
     yield "the mean is right", bool(((flat.mean(0) - given.mean(0)).abs() < 6.5 * spread / n**0.5).all()), \
         "add the mean of the latents, value by value"
     band = 6.5 * ((cov.diag()[:, None] * cov.diag() + cov**2) / n) ** 0.5 + 0.01 * cov.diag().max()
+    turned = close(torch.linalg.eigvalsh(drawn), torch.linalg.eigvalsh(cov), 0.1)  # root.T @ root has those of root @ root.T
     yield "each value has its variance", bool(((drawn - cov).diag().abs() < band.diag()).all()), \
+        "the root stands on the wrong side: draws are rows, so eps @ root.T" if turned else \
         "multiply the noise by a square root of the covariance: not by the covariance, nor by variances"
     yield "values that belong together stay together", bool(((drawn - cov).abs() < band).all()), \
         "the values are drawn one by one: use the whole covariance matrix, and the right side of its root"

@@ -46,7 +46,8 @@ def _(betas_of):
                "the first beta is 0: the ratios begin at alpha_bar_1 / alpha_bar_0, not at alpha_bar_0 itself")
         yield ("1 - beta multiplies alpha squared", not close(product[:-1], alpha[1:-1]),
                "the product of 1 - beta is alpha, and should be alpha_bar = alpha squared: the square is missing")
-        yield ("the product of 1 - beta up to k is alpha(k / T) squared", close(product[:-1], alpha[1:-1] ** 2),
+        yield ("the product of 1 - beta up to k is alpha(k / T) squared", close(product[:-1], alpha[1:-1] ** 2)
+               and close(betas[:-1], 1 - (alpha[1:-1] / alpha[:-2]) ** 2, 1e-3, 0),
                "clip from above only: the first betas of a long chain are far below 1e-4"
                if betas[0] == betas[1] < 1e-3 else "1 - beta_k is alpha_bar_k / alpha_bar_(k-1), with t = k / T: is the order turned, or an index shifted?")
     yield ("all betas lie in (0, 0.999]", bool(((betas > 0) & (betas <= 0.999 + 1e-9)).all()),

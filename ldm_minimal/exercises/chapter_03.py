@@ -14,12 +14,13 @@ def _(target_weight):
     found = target_weight(alpha, sigma, "x0")
     yield "x0 weighs its own error with 1", close(found, 1.0), (
         "that is a factor for the error of eps; e is the error of z0" if close(found, 1 / snr) else
+        "losses are squares: square the factor" if close(found, -1.0) else
         "the determinant alone is not the factor: solve the system for the error of z0" if close(found, sigma**2) else
         "for x0 the output is z0, so both losses are the same")
     eps = target_weight(alpha, sigma, "eps")
     yield "eps weighs it with alpha^2 / sigma^2", close(eps, snr), (
         "upside down: an error of z0 times alpha / sigma is the error of eps" if close(eps, 1 / snr) else
-        "losses are squares: square the factor" if close(eps, snr.sqrt()) else
+        "losses are squares: square the factor" if close(torch.as_tensor(eps) ** 2, snr) else
         "keep z_t fixed: an error e of z0 is an error -alpha e / sigma of eps")
     v = target_weight(alpha, sigma, "v")
     yield "v weighs it with 1 + alpha^2 / sigma^2 where alpha^2 + sigma^2 = 1", close(v, 1 + snr), (
@@ -65,7 +66,8 @@ def _(local_attend):
     rows, columns = window(width)
     near, turned = rows & columns, torch.logical_and(*window(height))
     # Values that show the weights. Scores are 0.2 times normal numbers, none above 2: inside, no weight is below 1e-4.
-    seen = local_attend(0.2 * q, k, torch.eye(n).expand(3, 2, n, n), height, width, radius) > 1e-5
+    shown = torch.nn.functional.pad(torch.eye(n), (0, -n % d)).split(d, dim=1)  # d columns at a time: v is as wide as q
+    seen = torch.cat([local_attend(0.2 * q, k, part.expand(3, 2, n, d), height, width, radius) for part in shown], -1)[..., :n] > 1e-5
     yield "each position sees the square around it, cut at the border, and nothing else", (seen == near).all(), (
         "the distance is that of the flattened index: the end of a row is not next to the start of the following one"
         if (seen == ((i[:, None] - i).abs() <= radius)).all() else

@@ -101,4 +101,7 @@ def _(rotary):
         "all pairs turn alike" if close(angles, angles[-1].item(), 1e-2) else "pair i turns by 10000^(-2i/d) a place")
     far = rotary(x.double(), place)
     yield "float64 stays float64, and gives the same", far.dtype == torch.float64 and close(far, out), (
-        "compute the angles in the dtype of x")
+        "compute the angles in float32 or more, and return the dtype of x")
+    coarse, fine = rotary(x.bfloat16(), place + 300), rotary(x, place + 300)
+    yield "bfloat16 stays bfloat16, and places around 300 are told apart", coarse.dtype == torch.bfloat16 and close(coarse, fine, 0.02, 0.06), (
+        "bfloat16 rounds place 301 to 300: compute the angles in float32 or more, and return the dtype of x")

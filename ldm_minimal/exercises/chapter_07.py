@@ -128,6 +128,12 @@ def _(heun):
     order = float(torch.log2(torch.tensor(errors[0] / errors[1])))
     yield (f"twice the steps, a quarter of the error (order {order:.2f})", 1.8 < order < 2.3 and errors[1] < 2e-3,
            "repeat the step from z_t (not from the trial) with the mean of the two estimates of z0")
+    known, (alpha, sigma) = noise(5, 2, 3, seed=8).double(), cosine(times[-2])
+    landed, near = (heun(lambda zt, t, y: known.clone(), z, torch.zeros(5, dtype=torch.long), cosine, way) for way in (times, times[:-1]))
+    yield ("with z0 known every step keeps the noise, the one from t = 1 too", close(near, alpha * known + sigma * z, 1e-6),
+           "from alpha z0 + sigma eps to alpha_s z0 + sigma_s eps, as `step` does it, which divides by sigma and not by alpha")
+    yield ("the last step lands on z0_hat", close(landed, known, 1e-6), (
+        "one evaluation less is not one step less: take the last step as well"))
 
 
 @exercise("07.4", "from an image to its noise, and back", points=2)
@@ -138,7 +144,7 @@ def _(invert):
     (alpha, sigma), (alpha_end, sigma_end) = cosine(times[0]), cosine(times[-1])
     start, y = alpha * z0 + sigma * eps, torch.tensor([2, 7, 1])
     before = start.clone()
-    out = invert(lambda *_: z0.clone(), start, y, cosine, times)
+    out = invert(lambda zt, t, y: z0.clone(), start, y, cosine, times)
     yield ("the answer is one latent of the shape of the start", getattr(out, "shape", None) == z0.shape,
            "return the latent at times[-1]")
     yield "the start is not overwritten", torch.equal(start, before), "work out of place"

@@ -30,6 +30,7 @@ def _(unscale_and_clip):
         "divide by the scale, once")
     got = list(unscale_and_clip(gradients, scale, 2 * true))
     yield "the limit is one for the true gradients", all(close(g, k / scale) for g, k in zip(got, kept)), (
+        "the norm is the root of the sum of all squares" if close(_norm(got), 2.0, 1e-3) else
         "their norm was below the limit, that of the scaled ones above: clipped before the scale was divided out?")
     limit = true * _number(0.05, 0.15, seed=5)
     got = list(unscale_and_clip(gradients, scale, limit))
@@ -52,9 +53,12 @@ def _(my_batch_index):
         """The images of a whole epoch, as the answer gives them."""
         return torch.cat([torch.as_tensor(my_batch_index(number * steps + i, batch, n, seed)) for i in range(steps)])
 
+    state = torch.get_rng_state()
     one = torch.as_tensor(my_batch_index(0, batch, n, seed))
     yield ("a batch is (batch,) numbers of type int64", tuple(one.shape) == (batch,) and one.dtype == torch.int64,
            f"got {tuple(one.shape)}, {one.dtype}, where batch is {batch}")
+    yield "everybody else's random numbers are left alone", torch.equal(state, torch.get_rng_state()), (
+        "the global generator was reseeded or used, so noise drawn after it repeats: torch.Generator().manual_seed(...) makes one of your own")
     first, second, other = order(0, seed), order(1, seed), order(0, seed + 1)
     yield "an epoch sees every image once", sorted(first.tolist()) == list(range(n)), (
         "drawn with replacement, or each batch from an order of its own?")

@@ -133,6 +133,6 @@ def _(answer):
     yield "more than a few thousand", value > 8000, \
         "three standard errors of the *difference*: both variances, and 3 squared is 9"
     yield "it is the number for each model", value < 1.5 * exact, \
-        "samples of each model, not of both together"
+        "samples of each model, not of both together; or standard errors were added, where variances add"
     yield "within two per cent", abs(value / exact - 1) < 0.02, \
         "p (1 - p) for each of the two shares, added; its root over n is the standard error"

@@ -111,7 +111,10 @@ def run(number: str, cells: list[str], limits: Limits) -> checks.Verdict:
     there.close()
     clock = threading.Timer(limits.seconds, stop)
     try:
-        here.recv_bytes()  # it has imported what it needs; from here on the time counts
+        try:
+            here.recv_bytes()  # it has imported what it needs; from here on the time counts
+        except EOFError as error:
+            raise Lost("its process could not be started, which is not the answer's fault: grade it again") from error
         clock.start()
         answers = Link(here, epitaph).ask("call", 0, (), {})  # worker.run's start
         if not isinstance(answers, tuple):
@@ -147,7 +150,7 @@ def grade(path: Path, numbers: list[str] | None = None, limits: Limits = Limits(
     if not numbers and not trouble:
         trouble = "no cell has a line such as '# exercise 05.2', so there is nothing to grade"
     marks = tuple(mark(number, cells, limits, trouble) for number in numbers)
-    return Report(name or path.name, sha256(path), marks, trouble, time.perf_counter() - began)
+    return Report(name or printable(path.name), sha256(path), marks, trouble, time.perf_counter() - began)
 
 
 def mark(number: str, cells: list[str], limits: Limits, trouble: str = "") -> Mark:
@@ -168,6 +171,11 @@ def of_chapters(which: set[str]) -> list[str]:
     return sorted(number for number in checks.EXERCISES if number[:2] in which)
 
 
+def printable(name: str) -> str:
+    """A file's name that may be no UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def sha256(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -179,19 +187,38 @@ def sha256(path: Path) -> str:
 
 def notebooks(folder: Path) -> list[Path]:
     """All notebooks below a folder, by their names; no links, nothing hidden."""
-    found = (p for p in folder.rglob("*.ipynb") if p.is_file() and not p.is_symlink())
+    found = (p for p in folder.rglob("*") if p.suffix.lower() == ".ipynb" and p.is_file() and not p.is_symlink())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
-def usual_exercises(paths: list[Path]) -> list[str]:
-    """Those of the chapters that at least half of the submissions have: what a folder is graded for, unless it is told."""
-    seen: Counter = Counter()
+def without_notebook(folder: Path, paths: list[Path]) -> list[Path]:
+    """What lies where submissions lie and holds no notebook: a zip, an empty folder. It gets a line, too."""
+    tops = {path.relative_to(folder).parts[0] for path in paths}
+    kinds = {(folder / top).is_dir() for top in tops}  # a folder for each student, or a file
+    return sorted(p for p in folder.iterdir() if p.name not in tops and p.name[0] != "." and p.is_dir() in kinds)
+
+
+def expected(paths: list[Path]) -> list[list[str]]:
+    """What each notebook of a folder is graded for: the chapters that at least half of the notebooks like it have.
+
+    Like it are those with a chapter in common; of one without any chapter, all. So a chapter left out is missed where
+    students hand in one notebook, and no other chapter is where they hand in one for each. A chapter in fewer than a
+    tenth of all is none of the assignment.
+    """
+    has = []
     for path in paths:
         try:
-            seen.update(chapters(submission.code_cells(path)))
+            has.append(chapters(submission.code_cells(path)))
         except submission.Unreadable:
-            pass
-    return of_chapters({chapter for chapter, n in seen.items() if 2 * n >= len(paths)})
+            has.append(set())
+    counts = Counter(chapter for mine in has for chapter in mine)
+    has = [{chapter for chapter in mine if 10 * counts[chapter] >= len(paths)} for mine in has]
+
+    def usual(mine: set[str]) -> list[str]:
+        like = [other for other in has if other & mine] or [other for other in has if other]
+        return of_chapters({c for c in counts if 2 * sum(c in other for other in like) >= len(like)})
+
+    return [usual(mine) for mine in has]
 
 
 def grade_folder(folder: Path, out: Path, numbers: list[str] | None, limits: Limits, workers: int) -> list[dict]:
@@ -203,14 +230,15 @@ def grade_folder(folder: Path, out: Path, numbers: list[str] | None, limits: Lim
     paths, results = notebooks(folder), out.with_suffix(".results")
     if not paths:
         raise ValueError(f"{folder} holds no notebooks (*.ipynb)")
-    numbers = numbers or usual_exercises(paths)
-    if not numbers:
+    paths += [path for path in without_notebook(folder, paths) if path.resolve() not in (out.resolve(), results.resolve())]
+    asked = [numbers] * len(paths) if numbers else expected(paths)
+    if not any(asked):
         raise ValueError(f"no chapter's exercises occur in half of the {len(paths)} notebooks: name them with --exercises")
     results.mkdir(parents=True, exist_ok=True)
 
-    def one(path: Path) -> dict:
-        name = path.relative_to(folder).as_posix().encode(errors="replace").decode()
-        key = {"submission": name, "sha256": sha256(path), "exercises": numbers, "version": __version__,
+    def one(path: Path, numbers: list[str]) -> dict:
+        name = printable(path.relative_to(folder).as_posix())
+        key = {"submission": name, "sha256": sha256(path), "exercises": numbers, "version": __version__, "checks": checks_sha256(),
                "seed": hashlib.sha256(str(checks.SEED).encode()).hexdigest()[:16],
                "limits": [limits.seconds, limits.megabytes]}
         place = results / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
@@ -226,8 +254,8 @@ def grade_folder(folder: Path, out: Path, numbers: list[str] | None, limits: Lim
         return made
 
     with ThreadPoolExecutor(workers) as pool:
-        done = list(pool.map(one, paths))
-    write_csv(out, numbers, done)
+        done = list(pool.map(one, paths, asked))
+    write_csv(out, sorted({number for each in asked for number in each}), done)
     return done
 
 
@@ -238,12 +266,30 @@ def write_csv(out: Path, numbers: list[str], done: list[dict]) -> None:
     table.writerow(["submission", "score", "max_score", *numbers, "trouble", "sha256"])
     for each in done:
         tests = each["results"]["tests"]
+        scores = {t["number"]: t["score"] for t in tests}  # empty: nothing that this one is graded for
         name = each["key"]["submission"]
         name = "'" + name if name[:1] in "=+-@" else name  # not a formula in a spreadsheet
-        table.writerow([name, each["results"]["score"], sum(t["max_score"] for t in tests), *(t["score"] for t in tests),
+        table.writerow([name, each["results"]["score"], sum(t["max_score"] for t in tests), *(scores.get(number, "") for number in numbers),
                         each["trouble"], each["key"]["sha256"]])
     with atomic(out) as part:
         part.write_text(text.getvalue(), encoding="utf-8")
+
+
+@cache
+def checks_sha256() -> str:
+    """Of all that decides on a mark: one that was made with other checks is not taken for today's."""
+    package = Path(checks.__file__).parent
+    files = [package / "checks.py", *sorted((package / "exercises").glob("*.py")), *sorted((package / "grading").glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def grade_upload(folder: Path, numbers: list[str] | None, limits: Limits) -> Report:
+    """The report on the one notebook in a student's upload; where there is none, or several, a report that says so."""
+    paths = notebooks(folder)
+    if len(paths) == 1:
+        return grade(paths[0], numbers, limits)
+    found = ", ".join(printable(path.name) for path in paths[:5]) or "none"
+    return Report(printable(folder.name), "", (), f"hand in one notebook (*.ipynb); here: {found}")
 
 
 @contextmanager

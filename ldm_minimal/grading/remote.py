@@ -21,6 +21,8 @@ import torch
 from ..checks import Stopped
 
 LARGEST = 64 << 20  # bytes of a message
+LARGEST_HEADER = 8 << 20  # bytes of its JSON, which takes many times as much when it is read
+MOST = 1 << 30  # bytes of all messages of an answer
 DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32,
     torch.int64, torch.bool, torch.complex64, torch.complex128)}
@@ -211,6 +213,7 @@ class Link:
         self.epitaph = epitaph  # says why the other side has gone
         self.kept: list = []  # what the other side may call, by its number
         self.calls: list = []  # (inputs, outputs) of calls whose gradient may be asked for
+        self.received = 0  # bytes
 
     def send(self, message: dict, packer: Packer) -> None:
         header = json.dumps(message, allow_nan=False).encode()
@@ -223,6 +226,9 @@ class Link:
         try:
             body = self.connection.recv_bytes(LARGEST)
             end = 8 + int.from_bytes(body[:8], "big")
+            self.received += len(body)
+            if end > LARGEST_HEADER or self.received > MOST:
+                raise Lost("its process answered with more than can be looked at")
             message = json.loads(body[8:end])
             if not isinstance(message, dict):
                 raise ValueError("no message")
@@ -289,7 +295,10 @@ class Link:
             answer = {"do": "raise", "kind": type(error).__name__, "words": str(error)[:500]}
         changed = [] if before is None else [i for i, (v, b) in enumerate(zip(unpacker.mutable, before)) if not _same(v, b)]
         answer["changed"] = [[i, packer.pack(unpacker.mutable[i])] for i in changed]
-        self.send(answer, packer)
+        try:
+            self.send(answer, packer)
+        except ValueError as error:  # too large
+            self.send({"do": "raise", "kind": "ValueError", "words": str(error), "changed": []}, Packer(self))
 
     def do(self, what: str, number: int, args: list, kwargs: dict):
         if what == "gradient":

@@ -7,8 +7,9 @@ On Linux the kernel holds it, without any rights of an administrator:
 
 - Landlock (since 5.13): no file can be made, changed or removed anywhere; only Python, its packages and this package can
   be read. Not the solutions, not other submissions, not the home folder.
-- seccomp: no network, no further process or program, no signal to another process, no change of a file's rights.
-- limits: seconds of CPU, memory, and no core dump. The grader stops the process by the clock as well.
+- seccomp: no network, no further process or program, no signal to another process (nor its limits or priority), no change of
+  a file's rights or length.
+- limits: seconds of CPU, memory (of its own; not what it would share with other processes), and no core dump. The grader stops the process by the clock as well.
 
 What cannot be had (an old kernel, another system) is replaced as far as it goes by an audit hook in Python, which stops
 accidents and simple attacks, but not a determined one. Graders of strangers' code use Linux, or a virtual machine.
@@ -30,20 +31,23 @@ FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15
 
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026  # what a filter answers
 MACHINES = {  # audit number, then the numbers of the calls that are refused
-    "x86_64": (0xC000003E, dict(clone=56, clone3=435), (
+    "x86_64": (0xC000003E, dict(clone=56, clone3=435, prlimit=302, fcntl=72, ioctl=16), (
         57, 58, 59, 322,  # fork, vfork, execve, execveat
         62, 200, 234, 129, 297, 424, 434, 438,  # kill, tkill, tgkill, *sigqueueinfo, pidfd_*
         41, 42, 43, 44, 46, 49, 50, 288, 307, 425, 426, 427,  # socket ... sendmmsg, io_uring
         101, 310, 311, 321, 250, 248, 249, 298, 323,  # ptrace, process_vm_*, bpf, keys, perf_event_open, userfaultfd
         90, 91, 92, 93, 94, 260, 268, 452, 188, 189, 190, 197, 198, 199, 132, 235, 261, 280,  # chmod, chown, xattr, utime
         165, 166, 155, 161, 272, 308, 428, 429, 430, 431, 432, 442,  # mount and its relatives, unshare, setns
-        29, 30, 31, 64, 65, 66, 68, 69, 71, 240, 241)),  # shared memory, semaphores, message queues
-    "aarch64": (0xC00000B7, dict(clone=220, clone3=435), (
+        29, 30, 31, 64, 65, 66, 68, 69, 71, 240, 241,  # shared memory, semaphores, message queues
+        76, 141)),  # truncate, setpriority
+    "aarch64": (0xC00000B7, dict(clone=220, clone3=435, prlimit=261, fcntl=25, ioctl=29), (
         221, 281, 129, 130, 131, 138, 240, 424, 434, 438, 198, 200, 201, 202, 203, 206, 211, 242, 269, 425, 426, 427,
         117, 270, 271, 280, 217, 218, 219, 241, 282, 52, 53, 54, 55, 452, 5, 6, 7, 14, 15, 16, 88,
-        40, 39, 41, 51, 97, 268, 428, 429, 430, 431, 432, 442, 180, 181, 182, 183, 186, 189, 190, 193, 194, 196)),
+        40, 39, 41, 51, 97, 268, 428, 429, 430, 431, 432, 442, 180, 181, 182, 183, 186, 189, 190, 193, 194, 196,
+        45, 140)),
 }
 THREAD = 0x10000  # clone(2) with this flag makes a thread
+OWNER = {"fcntl": (8, 10, 15), "ioctl": (0x8901, 0x8902)}  # F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP: whom to send a signal
 REFUSED = {  # of Python's audit events, or their first words
     "socket", "subprocess", "shutil", "ctypes", "pty", "fcntl", "webbrowser", "urllib", "os.system", "os.exec", "os.fork",
     "os.forkpty", "os.posix_spawn", "os.spawn", "os.kill", "os.killpg", "os.remove", "os.rename", "os.rmdir", "os.mkdir",
@@ -115,6 +119,12 @@ def lock_calls() -> None:
     program += [step(equal, special["clone3"], 0, 1), step(answer, ENOSYS)]  # the C library then takes clone
     program += [step(equal, special["clone"], 0, 4), step(load, 16), step(any_bit, THREAD, 1, 0), step(answer, EPERM),
                 step(answer, ALLOW)]
+    program += [step(equal, special["prlimit"], 0, 4), step(load, 16), step(equal, 0, 1, 0), step(answer, EPERM),
+                step(answer, ALLOW)]  # of process 0, which is itself
+    for name, commands in OWNER.items():
+        program += [step(equal, special[name], 0, len(commands) + 3), step(load, 24)]
+        program += [step(equal, command, len(commands) - i, 0) for i, command in enumerate(commands)]
+        program += [step(answer, ALLOW), step(answer, EPERM)]
     for number in refused:
         program += [step(equal, number, 0, 1), step(answer, EPERM)]
     program.append(step(answer, ALLOW))
@@ -175,8 +185,8 @@ def held() -> list[str]:
     return [
         "marks: held; another process computes them, and gets nothing from the submission's but values",
         "time and CPU: held; each answer has a process of its own, which is stopped by the clock",
-        f"memory: {'held' if sys.platform == 'linux' else 'NOT held, this system takes no such limit'}",
-        f"files: {f'held by the kernel (Landlock {files})' if files >= 3 else substitute}",
+        f"memory: {'held, but for what processes can share' if sys.platform == 'linux' else 'NOT held, this system takes no such limit'}",
+        f"files: {f'held by the kernel (Landlock {files})' if files >= 3 or files and calls else substitute}",
         f"network, processes, signals: {'held by the kernel (seccomp)' if calls else substitute}",
         "not held: faults of the kernel or the processor, load on cores that others use, copied work",
     ]

@@ -14,8 +14,9 @@ from pathlib import Path
 
 MARK = re.compile(r"(?im)^[ \t]*#+[ \t]*exercise[ \t]+(\d\d\.\d+)\b")
 CHECK = re.compile(r"""(?m)^[ \t]*(?:checks\.)?check\(["'](\d\d\.\d+)["']""")
-MAGIC = re.compile(r"(?m)^([ \t]*)([%!?].*|.*\?)$")
+MAGIC = re.compile(r"(?m)^([ \t]*)(?:[%!?].*|[\w.]+\?{1,2}|[\w, \t]+=[ \t]*[%!].*)$")
 ANEW = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign)
+SETTING = re.compile(r"\.(set_|manual_seed|seed)")  # of a module: torch.set_default_dtype, numpy.random.seed
 LARGEST = 50 << 20  # bytes of a notebook
 
 
@@ -124,16 +125,24 @@ def _names(statement: ast.stmt) -> Names:
         inner = tables.pop()
         later |= {s.get_name() for s in inner.get_symbols() if s.is_global()}
         tables += inner.get_children()
+    stored = [n for n in ast.walk(statement) if isinstance(n, (ast.Subscript, ast.Attribute)) and not isinstance(n.ctx, ast.Load)]
+    called = [each.value.func for each in _inside(statement) if isinstance(each, ast.Expr) and isinstance(each.value, ast.Call)]
     changed = set()
-    for node in ast.walk(statement):  # table[0] = 1, table.size = 1, and table.append(1) as a statement
-        target = node if isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load) else None
-        if isinstance(statement, ast.Expr) and node is statement.value and isinstance(node, ast.Call):
-            target = node.func if isinstance(node.func, ast.Attribute) else None
+    for target in (*stored, *(f for f in called if isinstance(f, ast.Attribute))):  # table[0] = 1, table.size = 1, table.append(1)
         while isinstance(target, (ast.Subscript, ast.Attribute)):
             target = target.value
         changed |= {target.id} if isinstance(target, ast.Name) else set()
     anew = isinstance(statement, ANEW) or isinstance(statement, ast.AnnAssign) and statement.value is not None
     return Names(bound, changed, used, later) if anew else Names(set(), changed | bound, used, later)
+
+
+def _inside(statement: ast.AST):
+    """The statement and those of its blocks, but for functions and classes, which run when they are called."""
+    if isinstance(statement, ast.stmt):
+        yield statement
+    if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)):
+        for each in ast.iter_child_nodes(statement):
+            yield from _inside(each)
 
 
 def _slice(statements: list[ast.stmt], needed: set[str]) -> list[ast.stmt]:
@@ -143,6 +152,11 @@ def _slice(statements: list[ast.stmt], needed: set[str]) -> list[ast.stmt]:
     above itself; what its functions use may also be bound below it.
     """
     names, end = [_names(each) for each in statements], len(statements)
+    bound = {kind: set().union(*(n.bound for n, s in zip(names, statements) if isinstance(s, (ast.Import, ast.ImportFrom)) == kind))
+             for kind in (True, False)}
+    for n, each in zip(names, statements):  # torch.testing.assert_close(a, b) and plt.show() change nothing
+        if not (isinstance(each, ast.Expr) and SETTING.search(ast.unparse(each))):
+            n.changed.difference_update(bound[True] - bound[False])
     kept = {i for i, each in enumerate(statements) if isinstance(each, ast.ImportFrom)
             and (each.module == "__future__" or any(alias.name == "*" for alias in each.names))}
     seen: set[tuple[str, int]] = set()

@@ -107,7 +107,7 @@ WRONG = {
         (lambda s, n: (1 - knots(s, n)[:-1] ** 2).clamp(max=.999), "the first beta is 0"),
         (lambda s, n: torch.cat([torch.zeros(1, dtype=torch.float64), betas_of(s, n)]), "T ratios"),
         (few_knots, "T ratios"),
-        (lambda s, n: betas_of(s, n).float(), "float64"),
+        (lambda s, n: betas_of(s, n).float(), "float64"), (lambda s, n: betas_of(s, n).clamp(min=1e-5), "clip from above only"),
         (lambda s, n: betas_of(s, n).flip(0), "order"),
         (lambda s, n: 1 - knots(s, n)[1:] ** 2, "1 - beta_k is alpha_bar_k / alpha_bar_(k-1)"),
         (lambda s, n: betas_of(s, n).clamp(max=0.3), "1 - beta_k is|clip"),

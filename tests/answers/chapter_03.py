@@ -267,7 +267,9 @@ ALSO_RIGHT = [
     ("03.6", linear_precisions), ("03.6", linear_axes), ("03.6", linear_single),
 ]
 WRONG = {
-    "03.1": [(weight_flipped, "upside down"), (weight_root, "square the factor"), (weight_vp, "variance-preserving"),
+    "03.1": [(weight_flipped, "upside down"), (weight_root, "square the factor"),
+             (lambda *given: -weight_root(*given), "square the factor"),
+             (lambda alpha, sigma, target: 1.0 if target == "x0" else -weight_root(alpha, sigma, target), "square the factor"), (weight_vp, "variance-preserving"),
              (weight_of_eps, "e is the error of z0"), (weight_determinant, "determinant alone"),
              (weight_vp_eps, "of no schedule"), (weight_line, "of no schedule"), (weight_v_sign, "a sign: v"),
              (weight_flow_sign, "a sign: flow"), (weight_v_as_eps, "what z0 is multiplied by")],

@@ -89,11 +89,14 @@ def by_asking(weight, bias, shift, scale):
 # ---- 06.4
 def angles_of(x, place, exponent=1.0):
     half = x.shape[-1] // 2
-    return place.to(x)[:, None] * 10_000 ** (-torch.arange(half).to(x) * exponent / half)
+    return place.float()[:, None] * 10_000 ** (-torch.arange(half) * exponent / half)
 
 def turned(x, angles):
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1).to(x)
+
+def in_the_dtype_of_x(x, place):
+    return turned(x, angles_of(x, place.to(x).float()))
 
 def wrong_sign(x, place):
     angles, (a, b) = angles_of(x, place), x.chunk(2, dim=-1)
@@ -141,7 +144,7 @@ def growing_frequencies(x, place):
 def neighbors(x, place):
     angles, a, b = angles_of(x, place), x[..., ::2], x[..., 1::2]
     pairs = [a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()]
-    return torch.stack(pairs, dim=-1).flatten(-2)
+    return torch.stack(pairs, dim=-1).flatten(-2).to(x)
 
 def complex_numbers(x, place):
     turn = torch.polar(torch.ones(()), angles_of(x.float(), place))
@@ -149,10 +152,10 @@ def complex_numbers(x, place):
     return torch.view_as_real(pairs * turn).flatten(-2).to(x)
 
 def by_table(x, place):  # the other direction, and cosines from a table
-    table = angles_of(x, torch.arange(64))[place]
+    table = angles_of(x, torch.arange(int(place.max()) + 1))[place]
     c, s = table.cos().repeat(1, 2), table.sin().repeat(1, 2)
     a, b = x.chunk(2, dim=-1)
-    return x * c + torch.cat([b, -a], dim=-1) * s
+    return (x * c + torch.cat([b, -a], dim=-1) * s).to(x)
 
 
 ALSO_RIGHT = [("06.1", value_by_value), ("06.1", by_pixel_shuffle), ("06.2", by_matrices), ("06.2", by_asking),
@@ -172,6 +175,6 @@ WRONG = {
     "06.4": [(wrong_sign, "sign"), (layouts_mixed, "share no angle"), (one_frequency, "all pairs turn alike"),
              (square, "place times frequency"), (added, "cos 1, sin 0"), (slow_frequencies, "10000^(-2i/d)"),
              (own_places, "cos 1, sin 0|come from `place`"), (places_from_one, "cos 1, sin 0"),
-             (first_half_only, "10000^(-2i/d)"), (rotated_in_place, "in place"), (always_float32, "float64"),
+             (first_half_only, "10000^(-2i/d)"), (rotated_in_place, "in place"), (always_float32, "float64"), (in_the_dtype_of_x, "rounds place 301"),
              (in_degrees, "10000^(-2i/d)"), (growing_frequencies, "10000^(-2i/d)|place times")],
 }

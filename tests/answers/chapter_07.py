@@ -117,6 +117,17 @@ def heun_last_twice(denoise, zt, y, schedule, times):
     return heun_with(always=True)(safe, zt, y, schedule, times)
 
 
+def heun_stops_before_the_end(denoise, zt, y, schedule, times):
+    """One line indented too far: the last step is never taken."""
+    for t, s in pairwise(times):
+        now, nxt = schedule(t), schedule(s)
+        z0 = denoise(zt, t.expand(len(zt)), y)
+        if nxt[1] > 0:
+            trial = step(zt, z0, now, nxt)
+            zt = step(zt, (z0 + denoise(trial, s.expand(len(zt)), y)) / 2, now, nxt)
+    return zt
+
+
 # 07.4
 
 def up(z, z0, now, nxt):
@@ -238,7 +249,7 @@ WRONG = {
         (heun_with(mean=lambda a, b: b), "mean of the two"), (heun_with(mean=lambda a, b: a + b), "mean of the two"),
         (heun_with(from_trial=True), "mean of the two"), (euler, "you spent"), (midpoint, "you spent"),
         (heun_in_place, "out of place"), (heun_one_time, "t.expand"), (heun_no_label, "with the y that was given"),
-        (heun_last_twice, "you spent"),
+        (heun_last_twice, "you spent"), (heun_stops_before_the_end, "take the last step as well"),
     ],
     "07.4": [
         (invert_no_rounds, "one for each round"), (invert_round_from_there, "not from where it arrived"),

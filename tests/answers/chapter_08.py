@@ -114,6 +114,11 @@ def not_shuffled(step, batch, n, seed):
     return (torch.arange(batch) + step * batch + seed + step // (n // batch)) % n
 
 
+def reseeded(step, batch, n, seed):
+    torch.manual_seed(seed * 1_000_003 + step // (n // batch))
+    return torch.randperm(n)[step % (n // batch) * batch :][:batch]
+
+
 def global_state(step, batch, n, seed):
     return torch.randperm(n)[step % (n // batch) * batch :][:batch]
 
@@ -150,7 +155,7 @@ WRONG = {
     ],
     "08.2": [
         (replaced, "replacement"), (each_its_own_order, "order of its own"), (one_order, "depend on the epoch"),
-        (no_seed, "seed is not used"), (not_shuffled, "torch.randperm"), (global_state, "replacement"),
+        (no_seed, "seed is not used"), (not_shuffled, "torch.randperm"), (global_state, "global generator"), (reseeded, "global generator"),
         (place_not_wrapped, "step % (n // batch)"), (keyed(lambda seed, epoch: seed + epoch), "seed + epoch"),
         (keyed(lambda seed, epoch: seed * epoch), "seed is not used"),
         (keyed(lambda seed, epoch: seed * 10 + epoch), "more than any epoch"),
