@@ -145,7 +145,8 @@ def card(results: dict) -> str:
               f"{100 * judges['classifier']['test_accuracy']:.1f} % of the test images.", "",
               "## How they were trained", "",
               "A path of the package's own weights in a command means the network as the line above left it. Each line needs an `--out` of its",
-              "own; the `runs/vae` of U-Net and DiT is the first line's. Seconds are upper bounds: the machine did other work, too. The first training of the best model's U-Net was laid out for 22,000 steps and",
+              "own; the `runs/vae` of U-Net and DiT is the first line's. Seconds are upper bounds: the machine did other work, too. The first",
+              "training of the best model's U-Net was laid out for 22,000 steps and",
               "shortened to 10,000 while it ran.", "",
               "| network | command | steps | seconds | device, precision |", "|---|---|---|---|---|"]
     lines += [f"| {name} | `{run['command']}` | {run['steps']:,} | {run['seconds']:,} | {run['device']}, {run['precision']} |"

@@ -59,8 +59,8 @@ def from_betas(betas: Tensor):
     alpha_bar_k = prod_{i<=k} (1 - beta_i) gives T + 1 knots at t = k / T, with alpha_bar_0 = 1 (no noise).
     Between the knots log(alpha) is interpolated linearly, so schedule(k / T) is the textbook's value exactly.
 
-    betas: (T,) in (0, 1). t is a time, k / T and not the step number k: ValueError for whole numbers. Fewer betas make another process, not a faster one: to sample in fewer steps,
-    take a coarser time grid over the same betas.
+    betas: (T,) in (0, 1). Fewer betas make another process, not a faster one: to sample in fewer steps, take a
+    coarser time grid over the same betas. The schedule wants times k / T; for step numbers it raises ValueError.
     """
     betas = torch.as_tensor(betas, dtype=torch.float64)
     if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):

@@ -9,7 +9,8 @@ On Linux the kernel holds it, without any rights of an administrator:
   be read. Not the solutions, not other submissions, not the home folder.
 - seccomp: no network, no further process or program, no signal to another process (nor its limits or priority), no change of
   a file's rights or length.
-- limits: seconds of CPU, memory (of its own; not what it would share with other processes), and no core dump. The grader stops the process by the clock as well.
+- limits: seconds of CPU, memory (its own, not what processes can share), and no core dump. The grader stops the process by
+  the clock as well.
 
 What cannot be had (an old kernel, another system) is replaced as far as it goes by an audit hook in Python, which stops
 accidents and simple attacks, but not a determined one. Graders of strangers' code use Linux, or a virtual machine.
