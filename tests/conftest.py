@@ -1,4 +1,7 @@
-"""Every test runs on the bundled subset and on the CPU, so that it gives the same on any machine."""
+"""Every test runs on the bundled subset and on the CPU, so that it gives the same on any machine.
+
+Those that need a GPU are asked for: CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_train.py -k on_a_gpu
+"""
 
 import os
 from pathlib import Path
@@ -9,7 +12,7 @@ import torch
 import ldm_minimal
 from ldm_minimal.__main__ import main
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 SUBSET = Path(ldm_minimal.__file__).parent / "assets" / "fashion-mnist-subset"
 
 

@@ -76,12 +76,18 @@ MUTANTS = [
     ("perceptual.py", "F.normalize(v.float(), dim=1, eps=1e-3)", "v.float()", "test_perceptual.py"),
     ("perceptual.py", "vae.encoder.requires_grad_(not config.decoder_only)", "vae.requires_grad_(not config.decoder_only)", "test_perceptual.py"),
     ("run.py", "round(self.config.early * config.steps)", "round((1 - self.config.early) * config.steps)", "test_run.py"),
+    ("run.py", "return state.ema\n", "return state\n", "test_cli.py"),  # ships the last weights, not their average
+    ("run.py", "int(60 * config.minutes / per_step)", "int(config.minutes / per_step)", "test_run.py"),
+    ("run.py", "noise, denoiser.times, self.device)", "noise, device=self.device)", "test_run.py"),
+    ("run.py", 'replace(config, steps=more["steps"], warmup=more["warmup"])', "config", "test_cli.py"),
     ("run.py", "moments[:, 1] = -torch.inf", "moments[:, 1] = 0", "test_run.py"),
     ("run.py", "keep(state.ema.model,", "keep(state.model,", "test_run.py"),
     ("latents.py", "mean.var(correction=0) + logvar.exp().mean()", "mean.var(correction=0)", "test_latents.py"),
     ("latents.py", "float(variance.rsqrt())", "float(1 / variance)", "test_latents.py"),
     ("pipeline.py", "self.vae.decode(chunk.to(self.device) / self.scale)", "self.vae.decode(chunk.to(self.device))", "test_pipeline.py"),
     ("pipeline.py", "/ self.scale) for chunk", "* self.scale) for chunk", "test_pipeline.py"),
+    ("pipeline.py", "SCHEDULES[config.schedule], config.target", 'SCHEDULES["cosine"], config.target', "test_pipeline.py"),
+    ("pipeline.py", "times, eta, order, randn)", "times, order=order, randn=randn)", "test_pipeline.py"),  # every solver without noise
     # data, training, averaging, files
     ("data.py", ".round().clamp(0, 255)", ".clamp(0, 255)", "test_data.py"),
     ("data.py", "return _order(n, seed, epoch)", "return _order(n, seed, 0)", "test_data.py"),  # the same order in every epoch
@@ -92,6 +98,10 @@ MUTANTS = [
     ("train.py", "        self.index.copy_(index)\n", "", "test_train.py"),  # every replay trains on the recorded batch
     ("train.py", "name: value.clone()", "name: value", "test_train.py"),  # and reports the last one's losses for all
     ("train.py", 'group.get("speed", 1.0) * ', "", "test_perceptual.py"),
+    ("train.py", "learning_rate(state.step, config)", "config.lr", "test_train.py"),
+    ("train.py", "weight_decay=config.weight_decay, ", "", "test_train.py"),
+    ("train.py", 'enabled=precision == "fp16"', "enabled=False", "test_train.py"),
+    ("train.py", 'values.get("eps_mse", values["loss"])', 'values["loss"]', "test_train.py"),
     ("train.py", "self.step, self.ema.updates = own[\"step\"], own[\"ema_updates\"]", "self.step = own[\"step\"]", "test_train.py"),
     ("train.py", 'load_into(self.ema.model, parts["ema"], str(path))', "pass", "test_train.py"),
     ("checkpoint.py", "os.replace(part, path)", "path.write_bytes(part.read_bytes()[:-1])", "test_checkpoint.py"),
@@ -99,6 +109,8 @@ MUTANTS = [
     ("parallel.py", "module if place()[1] == 1 else", "module if True else", "test_parallel.py"),  # gradients of the own share only
     ("layers.py", "whole[part * shape[0] : (part + 1) * shape[0]]", "whole[: shape[0]]", "test_parallel.py"),  # the same noise in all
     # evaluation
+    ("evaluate.py", "prdc(equal, features)", "prdc(features, equal)", "test_pipeline.py"),
+    ("evaluate.py", "replace(config, seed=seed)", "config", "test_pipeline.py"),  # all seeds the same
     ("metrics.py", "kxx.sum() - kxx.trace() + kyy.sum() - kyy.trace()", "kxx.sum() + kyy.sum()", "test_metrics.py"),  # a biased KID
     ("metrics.py", "kthvalue(k + 1, dim=1)", "kthvalue(k, dim=1)", "test_metrics.py"),  # counts a point as its own neighbour
     ("metrics.py", "a.double() / 255, b.double() / 255", "a.double() / 256, b.double() / 255", "test_metrics.py"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,32 @@ def test_the_metrics_hold_the_whole_protocol(tiny_run):
     assert sum(metrics["classes_found"].values()) == metrics["n"] == 60
     assert 5 < metrics["reconstruction"]["psnr_db"] < 40 and 0 < metrics["reconstruction"]["ssim"] < 1
     assert metrics["sampling"]["evaluations_per_image"] == 4 and metrics["memorisation"] > 0
+
+
+def test_what_a_run_leaves_is_the_average_and_not_the_last_weights(tiny_run):
+    for part, inner in (("denoiser", "net"), ("vae", "vae")):
+        left, state = (load_tensors(tiny_run / f"{part}{end}.safetensors")[0] for end in ("", ".state"))
+        assert all(torch.equal(left[k], state[f"ema.{inner}.{k}"]) for k in left)
+        assert not all(torch.equal(left[k], state[f"model.{inner}.{k}"]) for k in left)
+
+
+def test_a_run_that_was_made_shorter_goes_on_at_that_length(tmp_path, monkeypatch):
+    calls, loss, folder = [], run_module.PerceptualVAE.loss, tmp_path / "run"
+
+    def stops_in_the_fourth_step(model, *given):
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(model, *given)
+
+    monkeypatch.setattr(run_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(run_module, "SAVE_EVERY", 0)
+    monkeypatch.setattr(run_module.Run, "fit", lambda run, name, model, objective, config: replace(config, steps=6, warmup=2))
+    monkeypatch.setattr(run_module.PerceptualVAE, "loss", stops_in_the_fourth_step)
+    assert main([*TINY, "vae", "--vae-train-steps", "12", "--vae-train-minutes", "1", "--out", str(folder)]) == 130
+    assert main(["train", "--resume", "--out", str(folder)]) == 0
+    own = load_tensors(folder / "vae.state.safetensors")[1]
+    assert (own["step"], own["more"]["steps"], own["more"]["warmup"]) == (6, 6, 2)
 
 
 def test_an_existing_folder_is_never_overwritten(tiny_run, capsys):

@@ -9,11 +9,12 @@ import torch
 
 from ldm_minimal import LatentDiffusion
 from ldm_minimal.data import load, to_float, to_uint8
-from ldm_minimal.denoiser import DenoiserConfig
-from ldm_minimal.evaluate import balanced, draw, reconstruct
-from ldm_minimal.pipeline import SampleConfig, build_denoiser
-from ldm_minimal.sampler import SOLVERS
-from ldm_minimal.schedule import GRIDS
+from ldm_minimal.denoiser import TARGETS, DenoiserConfig
+from ldm_minimal.evaluate import balanced, classify, compare, draw, evaluate, reconstruct
+from ldm_minimal.metrics import frechet_distance, kid, memorisation, prdc
+from ldm_minimal.pipeline import WEIGHTS, SampleConfig, build_denoiser, load_classifier
+from ldm_minimal.sampler import SOLVERS, sample, sample_noise
+from ldm_minimal.schedule import GRIDS, SCHEDULES, time_grid
 from ldm_minimal.unet import UNet, UNetConfig
 from ldm_minimal.vae import VAE, DiagonalGaussian, VAEConfig
 
@@ -164,8 +165,6 @@ def test_balanced_takes_as_many_of_each_class_as_it_can():
 
 @pytest.mark.parametrize("net, share", [("unet", 0.8), ("dit", 0.8), ("weak", 0.6), ("best", 0.8), ("best/weak", 0.6)])
 def test_the_shipped_models_draw_what_they_are_asked_for(net, share, generator):
-    from ldm_minimal.evaluate import classify
-    from ldm_minimal.pipeline import WEIGHTS, load_classifier
 
     shipped = LatentDiffusion.pretrained(net)
     labels = torch.arange(10).repeat(4)
@@ -177,9 +176,6 @@ def test_the_shipped_models_draw_what_they_are_asked_for(net, share, generator):
 # the best model alone is nearer to what 200 real images score, so there is less to gain
 @pytest.mark.parametrize("net, weak, share", [("unet", "weak", 0.9), ("best", "best/weak", 0.95)])
 def test_away_from_the_shipped_weak_model_samples_come_closer_to_real_images(net, weak, share):
-    from ldm_minimal.evaluate import classify
-    from ldm_minimal.metrics import frechet_distance
-    from ldm_minimal.pipeline import WEIGHTS, load_classifier
 
     good, weak = LatentDiffusion.pretrained(net), LatentDiffusion.pretrained(weak)
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
@@ -219,3 +215,47 @@ def test_the_autoencoder_of_the_best_model_rebuilds_better_with_latents_of_its_o
     assert scores[1][0] > scores[0][0] and scores[1][1] > scores[0][1], scores
     assert (shipped.encode(to_float(images)).mode() - better.encode(to_float(images)).mode()).std() > 0.5, (
         "a denoiser of the one cannot work on the latents of the other")
+
+
+# -- each option does what it says, and each row is of the set that it names --------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_denoiser_is_built_as_its_configuration_says(schedule, target):
+    net = UNet(UNetConfig(channels=(16, 32), blocks=1))
+    made = build_denoiser(net, DenoiserConfig(schedule, target, "logit_normal", 0.3))
+    assert (made.net, made.schedule, made.target, made.times, made.drop) == (net, SCHEDULES[schedule], target, "logit_normal", 0.3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_solver_asked_for_is_the_one_that_draws(model, solver):
+    labels, schedule = torch.tensor([1, 8]), model.denoiser.schedule
+    *_, (found, _) = model.trajectory(labels, [0, 1], 4, 1.0, solver, seed=5)
+    randn = sample_noise(5, [0, 1], model.latent_shape)
+    *_, (expected, _) = sample(model.denoise, randn(), labels, schedule, time_grid(4, schedule, "middle"), *SOLVERS[solver], randn)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_row_has_its_precision_from_the_samples_and_its_recall_from_the_real_images(generator):
+    one, other, drawn = torch.randn(3, 100, 2, generator=generator)
+    real = torch.cat([one[:50], other[:50] + 50])
+    row = compare(drawn, real, real)  # one mode out of two
+    assert row["precision"] > 0.7 and row["recall"] <= 0.5
+
+
+def test_each_row_of_the_table_is_of_the_set_that_it_names(model):
+    train, test = (replace(d, images=d.images[:100], labels=d.labels[:100]) for d in (load(), load(split="test")))
+    judge, config = load_classifier(WEIGHTS / "classifier-fashion-mnist.json"), SampleConfig(steps=2, guidance=1.0, seed=3)
+    result = evaluate(model, judge, train, test, 40, config, seeds=2)
+    real, rows, mine = classify(judge, test.images)[0], balanced(test.labels, 40), balanced(train.labels, 40)
+    sets = {"floor": (train.images[mine], train.labels[mine]), "ceiling": (reconstruct(model, test.images)[rows], test.labels[rows]),
+            "samples": draw(model, 40, config)[:2], "samples, seed 4": draw(model, 40, replace(config, seed=4))[:2]}
+    for name, (images, labels) in sets.items():
+        row, (x, found) = (result["table"] | result["more_seeds"])[name], classify(judge, images)
+        assert row["fd"] == pytest.approx(frechet_distance(x, real), rel=1e-3)
+        assert row["kid_x1000"] == pytest.approx(1000 * kid(x, real)[0], rel=1e-3, abs=1e-3)
+        assert {k: row[k] for k in ("precision", "recall", "density", "coverage")} == pytest.approx(prdc(real[rows], x), abs=0.03)
+        assert row["class_accuracy"] == pytest.approx((found == labels).double().mean().item())
+    assert result["table"]["floor"]["class_accuracy"] > 0.8
+    assert result["memorisation"] == pytest.approx(memorisation(sets["samples"][0], test.images[:40], train.images), rel=1e-3)

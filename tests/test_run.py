@@ -1,12 +1,18 @@
 """The main job: what its denoiser learns, and the early copy of it that the samples are guided away from."""
 
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ldm_minimal import LatentDiffusion, data, run
 from ldm_minimal.__main__ import main
 from ldm_minimal.checkpoint import load_json, load_tensors
+from ldm_minimal.denoiser import Denoiser, draw_times
 from ldm_minimal.latents import draw_latents
+from ldm_minimal.presets import PRESETS
+from ldm_minimal.train import TrainConfig, step_generator
 
 TINY = ["train", "--preset", "tiny", "--precision", "fp32"]
 SMALLER = ["--vae-train-steps", "6", "--denoiser-train-steps", "8", "--samples", "20"]
@@ -62,3 +68,33 @@ def test_the_share_of_the_steps_lies_below_one(tmp_path, capsys, flags, words):
     assert main([*TINY, *flags, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert all(word in error for word in words) and not (tmp_path / "run").exists()
+
+
+def test_minutes_become_as_many_steps_as_fit_into_them(tmp_path, monkeypatch):
+    clock = count(0, 0.5)  # half a second a step
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(run, "train", lambda *given: range(12))
+    fit = run.Run(tmp_path / "run", PRESETS["tiny"], torch.device("cpu"), "fp32").fit
+    short = fit("vae", torch.nn.Linear(1, 1), None, TrainConfig(steps=1000, warmup=100, minutes=2.0))
+    assert (short.steps, short.warmup) == (240, 24)
+    assert fit("vae", torch.nn.Linear(1, 1), None, TrainConfig(steps=100, warmup=7, minutes=2.0)).steps == 100
+
+
+def test_a_step_of_the_denoiser_sees_its_images_their_labels_and_the_times_asked_for(tiny_run, tmp_path, monkeypatch):
+    seen, loss = [], Denoiser.loss
+
+    def spy(self, z0, y, generator=None, t=None, eps=None):
+        seen.append((z0, y, t))
+        return loss(self, z0, y, generator, t=t, eps=eps)
+
+    monkeypatch.setattr(Denoiser, "loss", spy)
+    monkeypatch.setattr(run, "draw_latents", lambda moments, scale, noise: scale * moments[:, 0])  # draws no number
+    assert main([*TINY, "denoiser", "--vae-from", str(tiny_run), "--seed", "5", "--early", "0", "--denoiser-train-steps", "3",
+                 "--denoiser-times", "logit_normal", "--out", str(tmp_path / "run")]) == 0
+    model, train, steps = LatentDiffusion.load(tmp_path / "run"), data.load(), list(seen)
+    assert len(steps) == 3
+    for step, (z0, y, t) in enumerate(steps):
+        index = data.batch_index(step, len(y), len(train), 5)
+        assert torch.equal(y, train.labels[index])
+        assert torch.equal(t, draw_times(len(y), step_generator(5, step, "cpu"), "logit_normal"))
+        torch.testing.assert_close(z0, model.encode(data.to_float(train.images[index])), rtol=1e-3, atol=1e-4)

@@ -148,6 +148,45 @@ def test_on_a_gpu_recorded_steps_end_with_the_weights_of_plain_ones_bit_for_bit(
     assert all(torch.equal(plain[name], recorded[name]) for name in plain)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_rate_is_a_tensor_that_a_recorded_step_reads():
+    state = TrainState(nn.Linear(1, 1).cuda(), CONFIG)
+    assert all(isinstance(group["lr"], torch.Tensor) and group["lr"].is_cuda for group in state.optimizer.param_groups)
+
+
+def test_every_step_is_taken_at_the_rate_of_the_schedule():
+    state, rates = TrainState(nn.Linear(1, 1), CONFIG), []
+    state.optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: rates.append(optimizer.param_groups[0]["lr"]))
+    for _ in train(state, lambda model, index, noise: {"loss": model(torch.ones(len(index), 1)).square().flatten()}, 40, CONFIG):
+        pass
+    assert rates == [learning_rate(step, CONFIG) for step in range(CONFIG.steps)]
+
+
+def test_weights_decay_at_the_rate_asked_for_whatever_the_gradient():
+    config = TrainConfig(steps=1, batch=8, lr=0.1, warmup=0, weight_decay=0.5)
+    state = TrainState(net := nn.Linear(3, 1), config)
+    before = net.weight.detach().clone()
+    next(train(state, lambda model, index, noise: {"loss": 0 * model(torch.ones(8, 3)).flatten()}, 40, config))
+    torch.testing.assert_close(net.weight.detach(), 0.95 * before)  # 1 - 0.1 * 0.5; Adam's L2 would move each by 0.1
+    assert state.optimizer.defaults["betas"] == (0.9, 0.99)
+
+
+def test_the_loss_is_scaled_in_fp16_alone_and_the_scale_is_kept(tmp_path):
+    made = {precision: TrainState(nn.Linear(1, 1), CONFIG, precision) for precision in ("fp32", "bf16", "fp16")}
+    assert [state.scaler.is_enabled() for state in made.values()] == [False, False, True]
+    half, again = made["fp16"], TrainState(nn.Linear(1, 1), CONFIG, "fp16")
+    half.scaler.load_state_dict(half.scaler.state_dict() | {"scale": 8.0})
+    half.save(tmp_path / "state.safetensors")
+    again.load(tmp_path / "state.safetensors")
+    assert again.scaler.get_scale() == 8.0
+
+
+def test_the_meter_bins_the_noise_prediction_error_where_it_is_known():
+    meter, values = Meter(), {"loss": [1.0, 3.0], "eps_mse": [5.0, 7.0], "t": [0.1, 0.9]}
+    meter.add(Step(1, {name: torch.tensor(each) for name, each in values.items()}, torch.tensor(1.0)))
+    assert meter.summary()["by_t"] == [5.0, None, None, None, 7.0]
+
+
 def test_training_lowers_the_loss():
     config = replace(CONFIG, steps=150, lr=3e-3, batch=20)
     losses = [s.values["loss"].mean().item() for s in train(TrainState(denoiser(), config), objective, 40, config)]
