@@ -217,8 +217,7 @@ class LatentDiffusion:
             raise CheckpointError(f"{path} describes no model that can be built: {error}") from None
         for module, file, checksum in wanted:
             load_weights(module, file)
-            if checkpoint.sha256(file) != checksum:
-                raise CheckpointError(f"{file} is not the file that {path} was written for: its checksum differs")
+            check_sha256(file, checksum, path)
         return model.to(device)
 
     @classmethod
@@ -244,6 +243,12 @@ def same_encoder(a: VAE, b: VAE) -> bool:
     mine, its = ({k: v for k, v in vae.state_dict().items() if not k.startswith("decoder.")} for vae in (a, b))
     return mine.keys() == its.keys() and all(
         v.shape == its[k].shape and torch.allclose(v, its[k], rtol=0.01, atol=1e-3) for k, v in mine.items())
+
+
+def check_sha256(file: Path, checksum: str, path: Path) -> None:
+    """CheckpointError where `file` is not the one that the JSON `path` names."""
+    if checkpoint.sha256(file) != checksum:
+        raise CheckpointError(f"{file} is not the file that {path} was written for: its checksum differs")
 
 
 def load_weights(module, file: Path) -> None:

@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from . import __version__, data, parallel, report
-from .checkpoint import CheckpointError, atomic, load_json, save_json, save_tensors, sha256
+from .checkpoint import CheckpointError, atomic, load_json, save_json, save_tensors
 from .classifier import Classifier, classifier_loss
 from .denoiser import draw_times
 from .ema import EMA
@@ -38,7 +38,7 @@ from .evaluate import classify, evaluate
 from .latents import draw_latents, encode_moments, latent_scale
 from .perceptual import FeatureNet, PerceptualVAE
 from .pipeline import (
-    NETS, WEIGHTS, LatentDiffusion, build_denoiser, config_from, load_classifier, load_weights,
+    NETS, WEIGHTS, LatentDiffusion, build_denoiser, check_sha256, config_from, load_classifier, load_weights,
 )
 from .precision import autocast
 from .presets import RunConfig
@@ -428,6 +428,6 @@ def load_vae(path) -> VAE:
     vae = build_vae(config_from(VAEConfig, known.get("vae"), str(path)))
     load_weights(vae, file)
     checksum = known.get("sha256") or known.get("files", {}).get("vae", {}).get("sha256")
-    if checksum and sha256(file) != checksum:
-        raise CheckpointError(f"{file} is not the file that {path} was written for: its checksum differs")
+    if checksum:  # older run folders have none
+        check_sha256(file, checksum, path)
     return vae.eval().requires_grad_(False)

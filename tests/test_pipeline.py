@@ -165,7 +165,6 @@ def test_balanced_takes_as_many_of_each_class_as_it_can():
 
 @pytest.mark.parametrize("net, share", [("unet", 0.8), ("dit", 0.8), ("weak", 0.6), ("best", 0.8), ("best/weak", 0.6)])
 def test_the_shipped_models_draw_what_they_are_asked_for(net, share, generator):
-
     shipped = LatentDiffusion.pretrained(net)
     labels = torch.arange(10).repeat(4)
     images, _, _ = draw(shipped, 40, SampleConfig(steps=10))
@@ -176,7 +175,6 @@ def test_the_shipped_models_draw_what_they_are_asked_for(net, share, generator):
 # the best model alone is nearer to what 200 real images score, so there is less to gain
 @pytest.mark.parametrize("net, weak, share", [("unet", "weak", 0.9), ("best", "best/weak", 0.95)])
 def test_away_from_the_shipped_weak_model_samples_come_closer_to_real_images(net, weak, share):
-
     good, weak = LatentDiffusion.pretrained(net), LatentDiffusion.pretrained(weak)
     classifier = load_classifier(WEIGHTS / "classifier-fashion-mnist.json")
     reference, _ = classify(classifier, load(split="test").images)
