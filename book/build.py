@@ -230,8 +230,10 @@ def write_sources(source: Path) -> None:
         (source / "api" / f"{name}.rst").write_text(api_page(heading, modules), encoding="utf-8")
     shutil.copy(BOOK / "references.bib", source)
     shutil.copy(BOOK / "samples.png", source / "images")
-    from ldm_minimal import plot
+    from ldm_minimal import plot, report
     plot.save_figure(plot.pipeline(*plot.BLOCKS), source / "images" / "pipeline.png")
+    scale = json.loads((BOOK / "scale.json").read_text(encoding="utf-8"))  # of `bench scale`
+    plot.save_figure(report.scale_figure(scale), source / "images" / "scale.png")
 
 
 # --- static files

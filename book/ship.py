@@ -144,10 +144,10 @@ def card(results: dict) -> str:
               f"The latent scale is {about['best']['latent_scale']:.4f} there and {about['unet']['latent_scale']:.4f} elsewhere. The classifier is right on "
               f"{100 * judges['classifier']['test_accuracy']:.1f} % of the test images.", "",
               "## How they were trained", "",
-              "A path of the package's own weights in a command means the network as the line above left it. Each line needs an `--out` of its",
-              "own; the `runs/vae` of U-Net and DiT is the first line's. Seconds are upper bounds: the machine did other work, too. The first",
-              "training of the best model's U-Net was laid out for 22,000 steps and",
-              "shortened to 10,000 while it ran.", "",
+              "In a denoiser's command `runs/vae` is the run of this table's first line, and `ldm_minimal/assets/weights/best` the VAE of the best model as",
+              "it ships; every other run or path of the package's own weights is the network as the line above left it. Each line needs an `--out` of its",
+              "own. Seconds are upper bounds: the machine did other work, too. The first training of the best model's U-Net was laid out for 22,000 steps",
+              "and shortened to 10,000 while it ran.", "",
               "| network | command | steps | seconds | device, precision |", "|---|---|---|---|---|"]
     lines += [f"| {name} | `{run['command']}` | {run['steps']:,} | {run['seconds']:,} | {run['device']}, {run['precision']} |"
               for name, _, runs in networks for run in runs]
@@ -173,7 +173,8 @@ def table(results: dict) -> list[str]:
 
     def line(name: str, row: dict) -> str:
         cells = [f"{row[key]:.2f}" if key in row else "" for key in ("inception_fid", "inception_fid_train")] if inception else []
-        cells += [f"{row['fd']:.3f}", f"{row['kid_x1000']:.2f}", *(f"{row[key]:.3f}" for key in ("precision", "recall", "coverage")),
+        cells += [f"{row['fd']:.3f}", f"{round(row['kid_x1000'], 2) + 0:.2f}",  # + 0: no -0.00
+                  *(f"{row[key]:.3f}" for key in ("precision", "recall", "coverage")),
                   f"{100 * row['class_accuracy']:.1f} %"]
         return "| " + " | ".join([name, *cells]) + " |"
 

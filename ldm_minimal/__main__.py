@@ -25,6 +25,7 @@ FAILURES = (data.DataError, CheckpointError, Diverged, OSError, torch.OutOfMemor
 
 def parser() -> argparse.ArgumentParser:
     from .presets import PRESETS, SECTIONS
+    from .race import CONTESTANTS
     from .run import STAGES
 
     main = argparse.ArgumentParser(prog="python -m ldm_minimal",
@@ -120,6 +121,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--minutes", type=float, nargs="+", default=[10.0], metavar="M",
                      help="race: training time of each contestant; several make a curve, M by M (default: 10)")
     sub.add_argument("--n", type=int, default=2000, help="race: samples of each contestant (default: 2000)")
+    sub.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS],
+                     help="race: who takes part (default: all)")
     sub.add_argument("--out", type=Path, help="also write the tables as JSON here; race, scale: and a .png beside it")
     return main
 
@@ -391,7 +394,7 @@ def run_bench(args) -> int:
         from .run import Interrupted
 
         try:
-            result = race(device, precision, args.minutes, args.n, keep=args.out and partial(save_json, args.out))
+            result = race(device, precision, args.minutes, args.n, args.contestants, args.out and partial(save_json, args.out))
         except Interrupted:  # a race is not gone on with
             raise KeyboardInterrupt from None
     elif args.kind == "scale":

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 from torch import Tensor
 
 from .checkpoint import atomic
@@ -85,6 +86,15 @@ def image_grid(images: Tensor, rows: int, row_names=None, column_names=None, tit
     return figure
 
 
+def log_axis(axis) -> None:
+    """Logarithmic, and plain numbers beside it: 1, 2, 5, 10, ..., or even steps where it spans less than a decade."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else AutoLocator())
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=(), log_x=(), x_names: dict[str, str] | None = None,
            alt: str = ""):
     """One panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y`, `log_x` have logarithmic axes.
@@ -99,9 +109,9 @@ def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=(), log_x=(), 
             ax.set_title(title)
             ax.set_xlabel((x_names or {}).get(title, "optimizer step"))
             if title in log_y:
-                ax.set_yscale("log")
+                log_axis(ax.yaxis)
             if title in log_x:
-                ax.set_xscale("log")
+                log_axis(ax.xaxis)
             if len(lines) > 1:
                 beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(lines) > 3 else {}
                 ax.legend(fontsize=8, **beside)

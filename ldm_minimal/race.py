@@ -106,7 +106,12 @@ def train_diffusers(run: Racer, minutes: float) -> DiffusersModel:
     return DiffusersModel(trained, DDIMScheduler.from_config(scheduler.config), shape, config.dataset, run.precision)
 
 
-def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: RunConfig | None = None, keep=None) -> dict:
+CONTESTANTS = {"latents": ("ours, latents", train_latents), "pixels": ("ours, pixels", train_pixels),
+               "diffusers": ("diffusers", train_diffusers)}
+
+
+def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, contestants=tuple(CONTESTANTS), keep=None,
+         config: RunConfig | None = None) -> dict:
     """The table, printed and returned for JSON. minutes: the budgets; config: by default the device's preset.
 
     keep: called with the table so far after each contestant, so that an interruption loses one at most
@@ -117,12 +122,12 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: 
         raise ValueError(f"a race needs more than 0 minutes and 20 ... {len(test)} samples, got {minutes} and {n}")
     sampler = replace(config.sample, guidance=SampleConfig.guidance)  # classifier-free for all: a preset may have autoguidance
     result = {"machine": describe_machine(device, precision), "n": n, "sampler": vars(sampler), "rows": []}
-    contestants = {"ours, latents": train_latents, "ours, pixels": train_pixels, "diffusers": train_diffusers}
+    chosen = dict(CONTESTANTS[key] for key in contestants)
     try:
         from diffusers import UNet2DModel  # noqa: F401
     except (ImportError, RuntimeError) as error:  # RuntimeError: something that diffusers needs is broken
-        print(f"diffusers is left out: it does not import here ({type(error).__name__})")
-        del contestants["diffusers"]
+        if chosen.pop("diffusers", None):
+            print(f"diffusers is left out: it does not import here ({type(error).__name__})")
     classifier = load_classifier(WEIGHTS / f"classifier-{config.dataset}.json").to(device)
     reference, some = classify(classifier, test.images)[0], balanced(test.labels, n)
 
@@ -133,7 +138,7 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, config: 
 
     real = balanced(train.labels, n)
     result["real images"] = score(train.images[real], train.labels[real])
-    for budget, (name, contestant) in product(sorted(minutes), contestants.items()):
+    for budget, (name, contestant) in product(sorted(minutes), chosen.items()):
         print(f"\n{name}, {budget:g} minutes", flush=True)
         with TemporaryDirectory() as folder:
             run = Racer(Path(folder) / "run", replace(config, early=0.0), device, precision)

@@ -62,7 +62,10 @@ def scale_figure(result: dict):
             line = panels.setdefault(title, {}).setdefault(row["space"], ([], []))
             line[0].append(row[x]), line[1].append(row[y])
     names = {"images/s": "batch", "ms an image": "first channels", "ms an image, by size": "pixels a side"}
-    return curves(panels, log_y=tuple(panels), log_x=tuple(panels), x_names=names)
+    figure = curves(panels, log_y=tuple(panels), log_x=tuple(panels), x_names=names)
+    for ax, x in zip(figure.axes, ("batch", "width", "side")):
+        ax.set_xticks(sorted({row[x] for row in result[x]}))
+    return figure
 
 
 def filmstrip(model: LatentDiffusion, config: SampleConfig, weak: LatentDiffusion | None = None):

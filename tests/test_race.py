@@ -64,7 +64,7 @@ def test_a_race_has_one_complete_row_for_each_contestant_and_budget(capsys, monk
     monkeypatch.setattr(Run, "fit", fit)
     budgets = (0.004, 0.002)
     so_far = []
-    result = race.race(CPU, "fp32", budgets, 20, TINY, keep=lambda result: so_far.append(len(result["rows"])))
+    result = race.race(CPU, "fp32", budgets, 20, config=TINY, keep=lambda result: so_far.append(len(result["rows"])))
     assert so_far == [*range(1, len(result["rows"]) + 1)], "an interruption must not lose the rows that are there"
     shown = capsys.readouterr().out
     assert json.loads(json.dumps(result))["rows"][0]["fd"] == result["rows"][0]["fd"]
@@ -113,13 +113,15 @@ def test_the_stop_watch_stands_still_while_steps_are_timed(racer, monkeypatch):
 def test_a_race_needs_a_budget_and_enough_samples():
     for minutes, n in (((0.0,), 20), ((float("inf"),), 20), ((1.0,), 19), ((1.0,), 10_000)):
         with pytest.raises(ValueError, match="a race needs"):
-            race.race(CPU, "fp32", minutes, n, TINY)
+            race.race(CPU, "fp32", minutes, n, config=TINY)
 
 
 def test_without_diffusers_one_line_says_so(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)  # makes its import fail
-    assert race.race(CPU, "fp32", (), 20, TINY)["rows"] == []
+    assert race.race(CPU, "fp32", (), 20, config=TINY)["rows"] == []
     assert "diffusers is left out" in capsys.readouterr().out
+    race.race(CPU, "fp32", (), 20, ["latents"], config=TINY)
+    assert "diffusers" not in capsys.readouterr().out, "nobody asked for it"
 
 
 def test_the_loss_of_the_diffusers_contestant_falls_and_it_samples(racer, monkeypatch):
@@ -211,17 +213,17 @@ def test_the_profile_is_the_whole_step_and_counts_every_convolution():
 def test_the_command_line_reaches_each_kind_and_draws(tmp_path, monkeypatch, capsys):
     asked = {}
     rows = [{"name": name, "minutes": m, "fd": fd} for name in "ab" for m, fd in ((1.0, 3.0), (2.0, 1.5))]
-    monkeypatch.setattr(race, "race", lambda device, precision, minutes, n, keep: asked.update(race=(minutes, n)) or {
+    monkeypatch.setattr(race, "race", lambda device, precision, minutes, n, who, keep: asked.update(race=(minutes, n, who)) or {
         "rows": rows})
     row = {"space": "latents", "images_per_second": 1.0, "ms_per_image": 2.0, "batch": 1, "width": 32, "side": 28}
     monkeypatch.setattr(scale, "scale", lambda device, precision, seconds: asked.update(scale=seconds) or {
         key: [row] for key in ("batch", "width", "side")})
     monkeypatch.setattr(profiling, "profiling", lambda *machine: asked.update(profile=True) or {})
     out = tmp_path / "race.json"
-    assert main(["bench", "race", "--minutes", "1", "2", "--n", "30", "--out", str(out)]) == 0
+    assert main(["bench", "race", "--minutes", "1", "2", "--n", "30", "--contestants", "pixels", "--out", str(out)]) == 0
     assert main(["bench", "scale", "--seconds", "0.5", "--out", str(tmp_path / "scale.json")]) == 0
     assert main(["bench", "profile", "--out", str(tmp_path / "profile.json")]) == 0
-    assert asked == {"race": ([1.0, 2.0], 30), "scale": 0.5, "profile": True}
+    assert asked == {"race": ([1.0, 2.0], 30, ["pixels"]), "scale": 0.5, "profile": True}
     assert json.loads(out.read_text()) == {"rows": rows}
     made = {path.name for path in tmp_path.iterdir()}
     monkeypatch.setattr(race, "race", lambda *arguments, **more: (_ for _ in ()).throw(Interrupted))
