@@ -10,13 +10,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import __version__, data, parallel, plot
-from .checkpoint import CheckpointError, load_json, save_json
+from .checkpoint import CheckpointError, atomic, load_json, save_json
+from .evaluate import as_table, balanced, draw, evaluate, reconstruction_quality
 from .options import add_options, chosen
-from .pipeline import SHIPPED, WEIGHTS, LatentDiffusion, SampleConfig
+from .pipeline import SHIPPED, WEIGHTS, LatentDiffusion, SampleConfig, load_classifier
 from .precision import PRECISIONS, pick_device, pick_precision
+from .presets import PRESETS, SECTIONS, default_preset, read_config
+from .race import CONTESTANTS
+from .report import describe, summary
+from .run import STAGES, Interrupted, Run, bar, device_name, load_vae, versions
 from .train import Diverged
 
 CLASSIC = SampleConfig(steps=50, guidance=1.25)
@@ -24,10 +30,6 @@ FAILURES = (data.DataError, CheckpointError, Diverged, OSError, torch.OutOfMemor
 
 
 def parser() -> argparse.ArgumentParser:
-    from .presets import PRESETS, SECTIONS
-    from .race import CONTESTANTS
-    from .run import STAGES
-
     main = argparse.ArgumentParser(prog="python -m ldm_minimal",
                                    description="Latent diffusion on Fashion-MNIST, from scratch.")
     main.add_argument("--version", action="version", version=f"ldm_minimal {__version__}, torch {torch.__version__}")
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
                          "(autoguidance); of those that ship, `weak` goes with unet and `best/weak` with best, at --guidance 1.5. "
                          "At 1 it is not asked, at 0 it draws alone")
         add_options(sub, config)
+        sub.set_defaults(base=config)
 
     sub = command("train", "train a complete latent diffusion model, or one stage of it")
     sub.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES), help="what to train (default: all)")
@@ -95,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("classic"),
                      help="folder for gallery.png and metrics.json (default: classic)")
     sampler(sub, CLASSIC)
-    sub.set_defaults(base=CLASSIC)
 
     command("info", "what this machine has: versions, device, precision and why, data and where, minutes to expect")
 
@@ -150,7 +152,7 @@ def machine(args) -> tuple[torch.device, str]:
 
 
 def load_model(args, name: str | None = None) -> LatentDiffusion:
-    """The model of this name, or the one that --model names: one that ships, else a path."""
+    """The model of this name, or the one that --model names: a path that exists, else one that ships."""
     device, precision = machine(args)
     name = name or args.model
     known = name in SHIPPED and not Path(name).exists()
@@ -177,19 +179,20 @@ def free_folder(dataset: str, preset: str) -> Path:
     return folder
 
 
+DONE = {"all": "metrics.json", "vae": "vae.json", "denoiser": "model.json", "classifier": "classifier-*.json",
+        "perceptual": "perceptual-*.safetensors"}  # the last file of each stage
+
+
 def latest_unfinished() -> Path:
-    """The run in runs/ that was written to last and has no metrics yet."""
+    """The run in runs/ that was written to last and lacks the last file of its stage."""
     candidates = [p.parent for p in Path("runs").glob("*/config.json")
-                  if load_json(p).get("stage") == "all" and not (p.parent / "metrics.json").exists()]
+                  if not any(p.parent.glob(DONE.get(load_json(p).get("stage"), "*")))]
     if not candidates:
         raise ValueError("no unfinished run in runs/: name one with --out, or start one without --resume")
     return max(candidates, key=lambda folder: max(p.stat().st_mtime for p in folder.iterdir()))
 
 
 def run_train(args) -> int:
-    from .presets import PRESETS, SECTIONS, default_preset, read_config
-    from .run import Run
-
     device = parallel.start(pick_device(args.device))
     precision = pick_precision(device, args.precision)[0]
     processes = parallel.place()[1]
@@ -220,9 +223,9 @@ def run_train(args) -> int:
         if config.dataset != "fashion-mnist":
             raise ValueError(f"the autoencoder that ships knows no {config.dataset}: name one that does with --vae-from, or train all")
         vae_from = str(WEIGHTS / "unet.json")
-    ignored = [name for name in vars(args) if name.startswith("vae.")]
-    if ignored and vae_from and stage in ("all", "denoiser"):
-        raise ValueError(f"an autoencoder that is not trained stays as it is: leave out {', '.join(ignored)}")
+    fixed = ("vae.", "vae-") * bool(vae_from and stage in ("all", "denoiser")) + (".net", "unet.", "dit.") * bool(denoiser_from)
+    if ignored := [name for name in vars(args) if name.startswith(fixed)]:
+        raise ValueError(f"a network that is taken from elsewhere stays as it is: leave out {', '.join(ignored)}")
     for section in (config.vae_train, config.denoiser_train):
         parallel.share(section.batch)  # if it cannot be shared, say so before anything is trained
     print(f"run        {folder} ({'resumed, ' if args.resume else ''}preset {preset}, {device}, {precision})")
@@ -239,9 +242,6 @@ def run_train(args) -> int:
 
 
 def train_stage(run, stage: str, vae_from: str | None, denoiser_from: str | None) -> int:
-    from .report import summary
-    from .run import Interrupted, load_vae
-
     folder = run.folder
     try:
         if stage == "vae":
@@ -270,15 +270,10 @@ def train_stage(run, stage: str, vae_from: str | None, denoiser_from: str | None
 
 
 def sample_config(args) -> SampleConfig:
-    return chosen(getattr(args, "base", SampleConfig()), args)
+    return chosen(args.base, args)
 
 
 def run_sample(args) -> int:
-    import numpy as np
-
-    from .report import describe
-    from .run import bar
-
     model, weak, config = load_model(args), load_weak(args), sample_config(args)
     ids = data.class_ids(args.classes or list(model.classes), model.dataset)
     labels = ids.repeat_interleave(positive(args.n))
@@ -288,8 +283,6 @@ def run_sample(args) -> int:
     plot.save_figure(plot.image_grid(x, len(ids), names, title=describe(config, weak)), args.out)
     print(f"wrote {args.out}")
     if args.npz:
-        from .checkpoint import atomic
-
         with atomic(args.npz) as part, open(part, "wb") as file:
             np.savez_compressed(file, images=data.to_uint8(x).numpy(), labels=labels.numpy(),
                                 classes=np.array(model.classes))
@@ -298,8 +291,6 @@ def run_sample(args) -> int:
 
 
 def run_reconstruct(args) -> int:
-    from .evaluate import balanced, reconstruction_quality
-
     model = load_model(args)
     test = data.load(model.dataset, "test")
     rebuilt, quality = reconstruction_quality(model, test.images)
@@ -311,10 +302,6 @@ def run_reconstruct(args) -> int:
 
 
 def run_evaluate(args) -> int:
-    from .evaluate import as_table, evaluate
-    from .pipeline import load_classifier
-    from .run import bar
-
     model, weak, config = load_model(args), load_weak(args), sample_config(args)
     extra = None
     if args.inception:
@@ -324,9 +311,9 @@ def run_evaluate(args) -> int:
         extra = partial(inception_features, device=model.device)
     train, test = (data.load(model.dataset, split) for split in ("train", "test"))
     model_at = Path(args.model)
-    own = (model_at if model_at.is_dir() else model_at.parent) / f"classifier-{model.dataset}.json"
+    own = (model_at.parent if model_at.is_file() else model_at) / f"classifier-{model.dataset}.json"
     classifier = load_classifier(own if own.is_file() else WEIGHTS / own.name).to(model.device)
-    n, seeds = min(positive(args.n), len(test)), positive(args.seeds)
+    n, seeds = min(positive(args.n), len(test)), positive(args.seeds, "seeds")
     with bar(n * seeds, "samples", "image") as progress:
         result = evaluate(model, classifier, train, test, n, config, extra, progress.update, seeds, weak)
     save_json(args.out, result | {"model": args.model, "weak": args.weak})
@@ -339,10 +326,6 @@ def run_evaluate(args) -> int:
 
 
 def run_classic(args) -> int:
-    from .evaluate import draw, reconstruction_quality
-    from .report import describe
-    from .run import bar
-
     model, weak, config = load_model(args), load_weak(args), sample_config(args)
     with bar(positive(args.n), "samples", "image") as progress:
         samples, labels, cost = draw(model, args.n, config, progress.update, weak)
@@ -365,8 +348,6 @@ def run_classic(args) -> int:
 
 def run_info(args) -> int:
     from .bench import minutes_to_expect
-    from .presets import default_preset
-    from .run import device_name, versions
 
     device = pick_device(args.device)
     precision, reason = pick_precision(device, args.precision)
@@ -391,7 +372,6 @@ def run_bench(args) -> int:
     if args.kind == "race":
         from .race import race
         from .report import race_figure as figure
-        from .run import Interrupted
 
         try:
             result = race(device, precision, args.minutes, args.n, args.contestants, args.out and partial(save_json, args.out))

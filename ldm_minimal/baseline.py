@@ -78,11 +78,10 @@ class DiffusersModel:
         self.denoiser, self.scheduler, self.latent_shape = net.eval(), scheduler, latent_shape
         self.classes, self.precision = CLASSES[dataset], precision
 
-    def sample(self, labels: Tensor, steps: int, guidance: float, seed: int, batch: int = 256, progress=None,
-               **ours) -> Tensor:
-        """labels (N,) -> (N, 1, 28, 28) in [-1, 1]. `ours`: what only our samplers know (solver, spacing, interval)."""
+    def sample(self, labels: Tensor, steps: int, guidance: float, seed: int, **ours) -> Tensor:
+        """labels (N,) -> (N, 1, 28, 28) in [-1, 1]. `ours`: what only our samplers know (solver, spacing, ...)."""
         images, device = [], next(self.denoiser.parameters()).device
-        for index in torch.arange(len(labels)).split(batch):
+        for index in torch.arange(len(labels)).split(256):
             noise = sample_noise(seed, index.tolist(), self.latent_shape, device)()
             images.append(diffusers_ddim(self.denoiser, self.scheduler, noise, labels[index].to(device), steps,
                                          guidance, self.precision))

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import os
 import socket
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -158,10 +159,8 @@ def read(path: Path, name: str) -> np.ndarray:
     packed, remedy = path.read_bytes(), "Delete it and fetch it again, or point LDM_DATA at a good copy."
     try:
         content = gzip.decompress(packed)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a complete gzip file ({error}). {remedy}") from None
-    except Exception as error:  # zlib.error
-        raise DataError(f"{path} is damaged ({error}). {remedy}") from None
     known = {CONTENTS[name].get(path.name), SUBSETS[name].get(path.name)}
     if hashlib.sha256(content).hexdigest() not in known:
         if hashlib.md5(packed).hexdigest() != dict(SOURCES[name].resources)[path.name]:

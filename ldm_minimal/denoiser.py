@@ -42,7 +42,7 @@ class DenoiserConfig:
 def to_z0(out: Tensor, zt: Tensor, alpha: Tensor, sigma: Tensor, target: str) -> Tensor:
     """Solve the 2x2 system for z0. All tensors broadcast together.
 
-    For the eps target alpha is floored at 1e-3: beyond it the division would only amplify the network's error.
+    For the eps target alpha is floored at 1e-3: below that the division would only amplify the network's error.
     """
     a, b = TARGETS[target](alpha, sigma)
     determinant = alpha * b - sigma * a

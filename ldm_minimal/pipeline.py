@@ -118,7 +118,7 @@ class LatentDiffusion:
         if z0.shape[1:] != self.latent_shape:
             raise ValueError(f"latents must be (N, {', '.join(map(str, self.latent_shape))}), got {tuple(z0.shape)}")
         chunks = [self.vae.decode(chunk.to(self.device) / self.scale) for chunk in z0.split(batch)]
-        return torch.cat(chunks).clamp(-1, 1) if chunks else z0.new_zeros(0)
+        return torch.cat(chunks).clamp(-1, 1)
 
     def sample(self, classes, steps: int = 20, guidance=1.25, solver: str = "dpm++2m", seed: int = 0,
                interval: tuple[float, float] = (0.0, 1.0), spacing: str = "middle", batch: int = 256,

@@ -1,6 +1,6 @@
 """What a run is made of, as one frozen dataclass, and the budgets that ship: cpu, t4, gpu, release, tiny."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 
 import torch
 
@@ -103,7 +103,6 @@ def default_preset(device: torch.device) -> str:
 
 def read_config(known: dict, where: str) -> RunConfig:
     """The "config" of a config.json -> RunConfig; CheckpointError names what does not fit."""
-    sections = {*SECTIONS.values(), "classifier"}
-    kinds = {name: type(value) for name, value in vars(RunConfig()).items() if name in sections}
+    kinds = {name: type(value) for name, value in vars(RunConfig()).items() if is_dataclass(value)}
     whole = known | {name: config_from(kind, known.get(name), where) for name, kind in kinds.items()}
     return config_from(RunConfig, whole, where)

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .bench import Call, Work, describe_machine, median_seconds
 from .dit import DiT
-from .presets import PRESETS, RunConfig, default_preset
+from .presets import PRESETS, default_preset
 from .unet import UNet
 
 KINDS = {  # kind: the operations that it names; the first that fits counts
@@ -91,9 +91,9 @@ def profile_steps(call: Call, steps: int, device: torch.device, seconds: float |
     return {"seconds": seconds, "outside": 1 - sum(spent.values()) / seconds, "kinds": kinds}
 
 
-def profiling(device: torch.device, precision: str, steps: int = 5, config: RunConfig | None = None) -> dict:
-    """The tables, printed and returned for JSON. config: by default the device's preset."""
-    config = config or PRESETS[default_preset(device)]
+def profiling(device: torch.device, precision: str) -> dict:
+    """The tables for the device's preset, printed and returned for JSON."""
+    config, steps = PRESETS[default_preset(device)], 5
     loose, recorded = (Work(config, device, precision, record) for record in (False, True))
     n = config.denoiser_train.batch
     result = {"machine": describe_machine(device, precision), "steps": steps, "tables": {}}

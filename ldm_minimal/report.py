@@ -91,8 +91,8 @@ def summary(result: dict, folder: Path) -> str:
     samples, floor, ceiling = (result["table"][k] for k in ("samples", "floor", "ceiling"))
     counts, quality = result["classes_found"], result["reconstruction"]
     rarest = min(counts, key=counts.get)
-    minutes = sum(stage["seconds"] for stage in result.get("training", {}).values()) / 60
-    weak = f" --weak {shlex.quote(str(folder / result['weak']))} --guidance {result['sampler']['guidance']:g}" if result.get("weak") else ""
+    minutes = sum(stage["seconds"] for stage in result["training"].values()) / 60
+    weak = f" --weak {shlex.quote(str(folder / result['weak']))}" if result["weak"] else ""
     return "\n".join([
         as_table(result),
         "",
@@ -105,5 +105,6 @@ def summary(result: dict, folder: Path) -> str:
         f"Distance to the nearest training image, samples over test images: {result['memorisation']:.2f} "
         "(far below 1 would mean copying).",
         f"Training took {minutes:.1f} minutes. Everything is in {folder}.",
-        f"Draw more of them: python -m ldm_minimal sample --model {shlex.quote(str(folder))}{weak}",
+        f"Draw more of them: python -m ldm_minimal sample --model {shlex.quote(str(folder))}{weak} "
+        f"--guidance {result['sampler']['guidance']:g}",
     ])

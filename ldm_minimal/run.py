@@ -131,11 +131,17 @@ class Run:
             os.close(place)
 
     def check(self, vae_from=None, denoiser_from=None) -> None:
-        """Refuse now what a later stage could not do: ValueError or CheckpointError before anything is trained."""
-        for part in (self.config.vae_train, self.config.denoiser_train):
-            data.batch_index(0, part.batch, len(self.images), self.config.seed)
-        vae = load_vae(vae_from) if vae_from else build_vae(self.config.vae)
-        build_denoiser(self.network(vae, denoiser_from), self.config.denoiser)
+        """Refuse now what a later stage could not do, by one image through the networks: ValueError or CheckpointError."""
+        config = self.config
+        if config.vae_loss.decoder_only and not vae_from:
+            raise ValueError("decoder_only leaves the encoder as it is: name a trained one with --vae-from")
+        for part in (config.vae_train, config.denoiser_train, config.perceptual_train, config.classifier_train):
+            data.batch_index(0, part.batch, len(self.images), config.seed)
+        vae = load_vae(vae_from) if vae_from else build_vae(config.vae)
+        denoiser = build_denoiser(self.network(vae, denoiser_from), config.denoiser)
+        with torch.no_grad():
+            z = vae.encode(data.to_float(self.images.images[:1])).mean
+            denoiser(z, torch.ones(1), torch.zeros(1, dtype=torch.long))
 
     def start(self, **more) -> None:
         """Write config.json: from here on the folder is a run that can be resumed. FileExistsError where files are."""
@@ -176,7 +182,7 @@ class Run:
     def forget_after(self, stage: str, step: int) -> None:
         """Drop log lines of steps that will be taken again."""
         keep = [e for s in STAGES for e in self.entries(s) if s != stage or e["step"] <= step]
-        if keep or (self.folder / "log.jsonl").is_file():
+        if (self.folder / "log.jsonl").is_file():
             with atomic(self.folder / "log.jsonl") as part:
                 part.write_text("".join(json.dumps(e) + "\n" for e in keep), encoding="utf-8")
 
@@ -234,16 +240,21 @@ class Run:
     def fit(self, name: str, model, objective, config: TrainConfig) -> TrainConfig:
         """Fewer steps where this machine is too slow for config.minutes, measured on a throw-away copy of the model."""
         self.progress.fill_(1.0)  # as at the end, with every term of the loss: the dearest steps
-        trial, times = TrainState(copy.deepcopy(model), config, self.precision), [time.perf_counter()]
+        trial = TrainState(copy.deepcopy(model), config, self.precision)
+        for copied, own in zip(trial.model.modules(), model.modules()):
+            if own._compiled_call_impl:  # a copy is not compiled
+                copied.compile()
+        times = [time.perf_counter()]
         for _ in train(trial, objective, len(self.images), replace(config, steps=12), self.config.seed, self.record):
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
         per_step = sorted(b - a for a, b in pairwise(times[3:]))[4]  # the median, after three steps to warm up
         steps = parallel.each(min(config.steps, max(1, int(60 * config.minutes / per_step))))[0]
-        if steps < config.steps:
-            print(f"{name:10} {steps} steps instead of {config.steps}: at {1000 * per_step:.0f} ms a step, that is "
-                  f"what {config.minutes:g} minutes allow", flush=True)
+        if steps == config.steps:
+            return config
+        print(f"{name:10} {steps} steps instead of {config.steps}: at {1000 * per_step:.0f} ms a step, that is "
+              f"what {config.minutes:g} minutes allow", flush=True)
         return replace(config, steps=steps, warmup=min(config.warmup, steps // 10))
 
     # -- the three networks -------------------------------------------------------------------------------------
@@ -252,8 +263,6 @@ class Run:
         """The VAE's EMA; also in vae.safetensors and vae.json. start_from: as for load_vae, else from scratch."""
         if (self.folder / "vae.json").is_file():
             return load_vae(self.folder).to(self.device)
-        if self.config.vae_loss.decoder_only and not start_from:
-            raise ValueError("decoder_only leaves the encoder as it is: name a trained one with --vae-from")
         features = self.features() if self.config.vae_loss.perceptual else None
         images = self.images.images.to(self.device)
 
@@ -394,10 +403,9 @@ class Run:
         with bar(n, "samples", "image") as progress:
             result = evaluate(model, classifier, self.images, self.test, n, self.config.sample,
                               progress=progress.update, weak=weak)
-        last = {stage: entries[-1] for stage in STAGES if (entries := self.entries(stage))}
         result["weak"] = weak and "weak.json"
-        result["training"] = {stage: {key: entry[key] for key in ("step", "seconds", "loss")}
-                              for stage, entry in last.items()}
+        result["training"] = {stage: {key: entries[-1][key] for key in ("step", "seconds", "loss")}
+                              for stage in STAGES if (entries := self.entries(stage))}
         save_json(self.folder / "metrics.json", result)
         return result
 

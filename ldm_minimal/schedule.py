@@ -37,7 +37,7 @@ def vp(t: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> tuple[Tensor
 
 
 def sigmoid(t: Tensor, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-    """alpha_bar falls as a logistic curve, cut to reach exactly 1 and 0  (2212.11972; as here 2301.10972, algorithm 1).
+    """alpha_bar falls along a piece of a logistic curve, stretched to end at 1 and 0  (2212.11972; as 2301.10972, alg. 1).
 
     The difference of two logistic functions, at x and y, is written as sinh((x-y)/2) / (2 cosh(x/2) cosh(y/2)), so
     that neither end loses digits. In the ratio of two such drops the cosh of the end that they share cancels.

@@ -58,6 +58,9 @@ class VAEConfig:
         if len(self.steps) != len(self.channels) - 1 or min(self.steps, default=1) < 1:
             raise ValueError(f"each resolution but the first needs a factor >= 1: channels {self.channels}, "
                              f"factors {self.factors}")
+        if min(*self.channels, self.latent_channels, self.in_channels) < 1:
+            raise ValueError(f"channels must be at least 1, got {self.channels}, {self.latent_channels} in the latent and "
+                             f"{self.in_channels} in an image")
         for name in ("blocks", "codes", "decoder_blocks", "beta"):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 
 from ldm_minimal import bench
 from ldm_minimal import run as run_module
-from ldm_minimal.__main__ import main
+from ldm_minimal.__main__ import latest_unfinished, main
 from ldm_minimal.checkpoint import load_into, load_json, load_tensors, save_json, save_tensors
 from ldm_minimal.perceptual import FeatureNet
 from ldm_minimal.plot import as_gray, image_grid
@@ -156,6 +157,11 @@ def test_resume_refuses_changed_options_and_changed_data(tiny_run, tmp_path, cap
     fails(capsys, ["train", "--resume", "--out", copy], 1, "config.json was edited or cut off", "no data, denoiser_from, precision")
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["train", "--resume"], 2, "no unfinished run")
+    for name, stage, last in (("a", "all", "model.json"), ("b", "vae", "log.jsonl"), ("c", "denoiser", "model.json"), ("d", "vae", "vae.json")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        for file in ("config.json", last):
+            (tmp_path / "runs" / name / file).write_text(json.dumps({"stage": stage}))
+    assert latest_unfinished() == Path("runs/b"), "a and b miss their last file, and b was written to last"
 
 
 def test_resume_refuses_another_stage_and_other_starts_and_a_precision_that_this_machine_lacks(tiny_run, tmp_path, capsys, monkeypatch):
@@ -425,7 +431,12 @@ def test_unknown_names_are_refused_with_the_valid_ones(capsys, argv, words):
                                    ["--sample-steps", "0"], ["--sample-guidance", "-1"], ["--sample-interval", "0.5"], ["--unet-blocks", "0"],
                                    ["--unet-channels", "16", "30"], ["--net", "dit", "--dit-heads", "0"], ["--net", "dit", "--dit-width", "30"],
                                    ["--vae-beta", "-1"], ["--seed", "9223372036854775807"], ["--denoiser-from", str(run_module.WEIGHTS / "unet.json"),
-                                    "--denoiser-target", "eps"]])
+                                    "--denoiser-target", "eps"],
+                                   ["--vae-channels", "8", "8", "8", "8"], ["--vae-channels", "-8", "16"], ["--vae-latent-channels", "-1"],
+                                   ["--vae-latent-channels", "8", "--denoiser-from", str(run_module.WEIGHTS / "unet.json")],
+                                   ["--classifier-train-batch", "99999"], ["--vae-loss-decoder-only"],
+                                   ["--vae-from", str(run_module.WEIGHTS / "unet.json")],  # and steps for it
+                                   ["--denoiser-from", str(run_module.WEIGHTS / "unet.json"), "--net", "dit"]])
 def test_impossible_training_options_end_with_a_sentence(tmp_path, capsys, flags):
     fails(capsys, [*TINY, *SMALLER, *flags, "--out", tmp_path / "run"], 2, "error:")
     assert not (tmp_path / "run").exists(), "refused before anything is trained"
