@@ -232,8 +232,9 @@ def write_sources(source: Path) -> None:
     shutil.copy(BOOK / "samples.png", source / "images")
     from ldm_minimal import plot, report
     plot.save_figure(plot.pipeline(*plot.BLOCKS), source / "images" / "pipeline.png")
-    scale = json.loads((BOOK / "scale.json").read_text(encoding="utf-8"))  # of `bench scale`
-    plot.save_figure(report.scale_figure(scale), source / "images" / "scale.png")
+    for kind, draw in (("race", report.race_figure), ("scale", report.scale_figure)):  # what `bench` wrote
+        found = json.loads((BOOK / f"{kind}.json").read_text(encoding="utf-8"))
+        plot.save_figure(draw(found), source / "images" / f"{kind}.png")
 
 
 # --- static files

@@ -44,13 +44,15 @@ def training_curves(log: dict[str, list[dict]]):
 
 
 def race_figure(result: dict):
-    """FD over minutes of training, one line for each contestant of race.py."""
+    """FD over the budget of training, one line for each contestant of race.py."""
     lines: dict[str, tuple[list, list]] = {}
     for row in result["rows"]:
         x, y = lines.setdefault(row["name"], ([], []))
-        x.append(row["minutes"]), y.append(row["fd"])
+        x.append(row["budget"]), y.append(row["fd"])
     title = "FD on our classifier's features"
-    return curves({title: lines}, log_y=(title,), log_x=(title,), x_names={title: "minutes of training"})
+    figure = curves({title: lines}, log_y=(title,), log_x=(title,), x_names={title: "budget of training, minutes"})
+    figure.axes[0].set_xticks(sorted({row["budget"] for row in result["rows"]}))
+    return figure
 
 
 def scale_figure(result: dict):

@@ -212,7 +212,7 @@ def test_the_profile_is_the_whole_step_and_counts_every_convolution():
 
 def test_the_command_line_reaches_each_kind_and_draws(tmp_path, monkeypatch, capsys):
     asked = {}
-    rows = [{"name": name, "minutes": m, "fd": fd} for name in "ab" for m, fd in ((1.0, 3.0), (2.0, 1.5))]
+    rows = [{"name": name, "budget": m, "fd": fd} for name in "ab" for m, fd in ((1.0, 3.0), (2.0, 1.5))]
     monkeypatch.setattr(race, "race", lambda device, precision, minutes, n, who, keep: asked.update(race=(minutes, n, who)) or {
         "rows": rows})
     row = {"space": "latents", "images_per_second": 1.0, "ms_per_image": 2.0, "batch": 1, "width": 32, "side": 28}
