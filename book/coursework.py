@@ -304,6 +304,9 @@ def main() -> None:
     parser.add_argument("what", choices=("write", "tables"))
     parser.add_argument("which", nargs="*", help="numbers of chapters (default: all)")
     args = parser.parse_args()
+    known = [each.chapter[:2] for each in sources()]
+    if unknown := [number for number in args.which if number not in known]:
+        parser.error(f"no exercises of {', '.join(unknown)}: there are {', '.join(known)}")
     if args.what == "write":
         return print("changed:", ", ".join(write(args.which)) or "nothing")
     for path, text in tables().items():

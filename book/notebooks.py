@@ -202,10 +202,12 @@ def main() -> None:
     if args.what in ("sync", "stamp"):
         return print("changed:", ", ".join(sync()) or "nothing")
     os.environ.pop("LDM_FAST", None)  # what is stored was not hurried
-    for path in files():
-        name = str(path.relative_to(NOTEBOOKS))
-        if not args.which or name.startswith(tuple(args.which)):
-            print(f"{name}: {run(path):.0f} s", flush=True)
+    names = {str(path.relative_to(NOTEBOOKS)): path for path in files()}
+    wanted = [name for name in names if not args.which or name.startswith(tuple(args.which))]
+    if not wanted:
+        parser.error(f"no notebook begins with {', '.join(args.which)}: there are {', '.join(names)}")
+    for name in wanted:
+        print(f"{name}: {run(names[name]):.0f} s", flush=True)
 
 
 if __name__ == "__main__":

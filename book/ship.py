@@ -21,9 +21,9 @@ from ldm_minimal import LatentDiffusion, checkpoint, data, plot
 from ldm_minimal.evaluate import as_table, evaluate
 from ldm_minimal.inception import inception_features
 from ldm_minimal.pipeline import SHIPPED, WEIGHTS, SampleConfig, load_classifier, same_encoder, shipped_json
-from ldm_minimal.precision import pick_device, pick_precision
+from ldm_minimal.precision import device_name, pick_device, pick_precision
 from ldm_minimal.report import describe
-from ldm_minimal.run import bar, device_name, load_vae
+from ldm_minimal.run import bar, load_vae
 
 ROOT = Path(__file__).parent.parent
 TITLES = {"unet": "U-Net", "dit": "DiT", "weak": "weak U-Net", "best": "best model", "best/weak": "weak U-Net of the best model"}
@@ -141,7 +141,7 @@ def card(results: dict) -> str:
         count = sum(t.numel() for t in checkpoint.load_tensors(file)[0].values()) / 1e6
         lines.append(f"| {name} | `{stem}.safetensors` | {count:.2f} M | `{checkpoint.sha256(file)}` |")
     lines += ["", "Each VAE has latents of its own: the best model's networks fit each other, and none of the others.",
-              f"The latent scale is {about['best']['latent_scale']:.4f} there and {about['unet']['latent_scale']:.4f} elsewhere. The classifier is right on "
+              f"The latent scale is {about['best']['latent_scale']:.2f} there and {about['unet']['latent_scale']:.2f} elsewhere. The classifier is right on "
               f"{100 * judges['classifier']['test_accuracy']:.1f} % of the test images.", "",
               "## How they were trained", "",
               "In a denoiser's command `runs/vae` is the run of this table's first line, and `ldm_minimal/assets/weights/best` the VAE of the best model as",

@@ -24,7 +24,7 @@ import torch
 from ldm_minimal import LatentDiffusion, data
 from ldm_minimal.checkpoint import load_json, save_json
 from ldm_minimal.data import to_float, to_uint8
-from ldm_minimal.evaluate import balanced, classify, compare, draw
+from ldm_minimal.evaluate import balanced, classify, draw, score
 from ldm_minimal.metrics import frechet_distance, kid, psnr, ssim
 from ldm_minimal.pipeline import WEIGHTS, SampleConfig, load_classifier
 from ldm_minimal.precision import pick_precision
@@ -123,10 +123,8 @@ def run(group: str, name: str, threads: int) -> None:
 def draw_and_score(model, classifier, test, reference: torch.Tensor, n: int, config: SampleConfig, weak=None):
     """(n samples, their row): distances to the test images' features `reference`, class accuracy, rate."""
     x, labels, cost = draw(model, n, config, weak=weak)
-    features, found = classify(classifier, x)
-    row = compare(features, reference, reference[balanced(test.labels, n)])
-    return x, row | {"class_accuracy": float((found == labels).double().mean()),
-                     "images_per_second": cost["images_per_second"]}
+    row, *_ = score(classifier, x, labels, reference, reference[balanced(test.labels, n)])
+    return x, row | {"images_per_second": cost["images_per_second"]}
 
 
 def autoencoders(group: str = "shipped") -> None:
@@ -162,7 +160,7 @@ def measure(folder: Path, group: str, n: int = 1000) -> None:
     elif group in DRAWN:
         samples, config = DRAWN[group]
         model = LatentDiffusion.load(folder)
-        x, drawn = draw_and_score(model.to(model.device, "bf16"), classifier, test, reference, samples, config)
+        x, drawn = draw_and_score(model.to(model.device, pick_precision(model.device)[0]), classifier, test, reference, samples, config)
         row |= drawn
     save_json(folder / "row.json", row)
 

@@ -18,11 +18,11 @@ from .checkpoint import CheckpointError, atomic, load_json, save_json
 from .evaluate import as_table, balanced, draw, evaluate, reconstruction_quality
 from .options import add_options, chosen
 from .pipeline import SHIPPED, WEIGHTS, LatentDiffusion, SampleConfig, load_classifier
-from .precision import PRECISIONS, pick_device, pick_precision
+from .precision import PRECISIONS, device_name, pick_device, pick_precision
 from .presets import PRESETS, SECTIONS, default_preset, read_config
 from .race import CONTESTANTS
 from .report import describe, summary
-from .run import STAGES, Interrupted, Run, bar, device_name, load_vae, versions
+from .run import STAGES, Interrupted, Run, bar, load_vae, versions
 from .train import Diverged
 
 CLASSIC = SampleConfig(steps=50, guidance=1.25)
@@ -170,6 +170,11 @@ def positive(n: int, name: str = "n") -> int:
     return n
 
 
+def flag(name: str) -> str:
+    """An argument's name as it is typed: vae.latent_channels -> --vae-latent-channels."""
+    return "--" + name.lstrip(".").replace(".", "-").replace("_", "-")
+
+
 def free_folder(dataset: str, preset: str) -> Path:
     """runs/DATASET-PRESET, or with the next number behind it: nothing is ever overwritten."""
     folder, number = Path("runs") / f"{dataset}-{preset}", 1
@@ -201,10 +206,10 @@ def run_train(args) -> int:
         known = load_json(folder / "config.json")
         if missing := {"config", "data", "vae_from", "denoiser_from", "stage", "preset", "precision"} - known.keys():
             raise CheckpointError(f"{folder / 'config.json'} was edited or cut off: no {', '.join(sorted(missing))}")
-        changed = [name for name in vars(args) if "." in name] + [name for name in ("preset", "vae_from", "denoiser_from") if getattr(args, name)]
+        changed = [flag(name) for name in vars(args) if "." in name or name in ("preset", "vae_from", "denoiser_from") and getattr(args, name)]
         changed += [f"the stage (the run trains {known['stage']})"] * (args.stage not in ("all", known["stage"]))
         if args.precision not in ("auto", known["precision"]):
-            changed.append(f"precision (the run is in {known['precision']})")
+            changed.append(f"--precision (the run is in {known['precision']})")
         if changed:
             raise ValueError(f"a resumed run keeps its options; leave out {', '.join(changed)}, or start a new run")
         config = read_config(known["config"], str(folder / "config.json"))
@@ -223,11 +228,14 @@ def run_train(args) -> int:
         if config.dataset != "fashion-mnist":
             raise ValueError(f"the autoencoder that ships knows no {config.dataset}: name one that does with --vae-from, or train all")
         vae_from = str(WEIGHTS / "unet.json")
-    fixed = ("vae.", "vae-") * bool(vae_from and stage in ("all", "denoiser")) + (".net", "unet.", "dit.") * bool(denoiser_from)
-    if ignored := [name for name in vars(args) if name.startswith(fixed)]:
+    if (vae_from and stage in ("classifier", "perceptual")) or (denoiser_from and stage not in ("all", "denoiser")):
+        raise ValueError(f"stage {stage} has no use for the network that --{'denoiser' if denoiser_from else 'vae'}-from names")
+    fixed = ("vae.",) * bool(vae_from) + ("vae-",) * bool(vae_from and stage != "vae") + (".net", "unet.", "dit.") * bool(denoiser_from)
+    changeable = ("vae.beta",) * (stage == "vae")
+    if ignored := [flag(name) for name in vars(args) if name.startswith(fixed) and name not in changeable]:
         raise ValueError(f"a network that is taken from elsewhere stays as it is: leave out {', '.join(ignored)}")
-    for section in (config.vae_train, config.denoiser_train):
-        parallel.share(section.batch)  # if it cannot be shared, say so before anything is trained
+    for training in config.trainings:
+        parallel.share(training.batch)  # if it cannot be shared, say so before anything is trained
     print(f"run        {folder} ({'resumed, ' if args.resume else ''}preset {preset}, {device}, {precision})")
     run = Run(folder, config, device, precision, args.compile)
     with run.held():
@@ -256,7 +264,7 @@ def train_stage(run, stage: str, vae_from: str | None, denoiser_from: str | None
             result = run.all(vae_from, denoiser_from)
             if parallel.is_main():
                 print("\n" + summary(result, folder))
-    except (Interrupted, KeyboardInterrupt) as stop:
+    except KeyboardInterrupt as stop:
         if parallel.is_main():
             print(f"\nstopped; go on with: python -m ldm_minimal train --resume --out {shlex.quote(str(folder))}", file=sys.stderr)
         if isinstance(stop, Interrupted):  # which all processes see at the same step
@@ -269,12 +277,8 @@ def train_stage(run, stage: str, vae_from: str | None, denoiser_from: str | None
     return 0
 
 
-def sample_config(args) -> SampleConfig:
-    return chosen(args.base, args)
-
-
 def run_sample(args) -> int:
-    model, weak, config = load_model(args), load_weak(args), sample_config(args)
+    model, weak, config = load_model(args), load_weak(args), chosen(args.base, args)
     ids = data.class_ids(args.classes or list(model.classes), model.dataset)
     labels = ids.repeat_interleave(positive(args.n))
     with bar(len(labels), "samples", "image") as progress:
@@ -302,7 +306,7 @@ def run_reconstruct(args) -> int:
 
 
 def run_evaluate(args) -> int:
-    model, weak, config = load_model(args), load_weak(args), sample_config(args)
+    model, weak, config = load_model(args), load_weak(args), chosen(args.base, args)
     extra = None
     if args.inception:
         from .inception import inception_features, network
@@ -312,6 +316,9 @@ def run_evaluate(args) -> int:
     train, test = (data.load(model.dataset, split) for split in ("train", "test"))
     model_at = Path(args.model)
     own = (model_at.parent if model_at.is_file() else model_at) / f"classifier-{model.dataset}.json"
+    if not own.is_file() and not (WEIGHTS / own.name).is_file():
+        raise CheckpointError(f"none of the classifiers that ship knows {model.dataset}: run `train classifier --dataset {model.dataset}`, "
+                              f"and put {own.name} and the .safetensors of that name beside the model")
     classifier = load_classifier(own if own.is_file() else WEIGHTS / own.name).to(model.device)
     n, seeds = min(positive(args.n), len(test)), positive(args.seeds, "seeds")
     with bar(n * seeds, "samples", "image") as progress:
@@ -326,7 +333,7 @@ def run_evaluate(args) -> int:
 
 
 def run_classic(args) -> int:
-    model, weak, config = load_model(args), load_weak(args), sample_config(args)
+    model, weak, config = load_model(args), load_weak(args), chosen(args.base, args)
     with bar(positive(args.n), "samples", "image") as progress:
         samples, labels, cost = draw(model, args.n, config, progress.update, weak)
     _, quality = reconstruction_quality(model, data.load(model.dataset, "test").images)
@@ -373,10 +380,7 @@ def run_bench(args) -> int:
         from .race import race
         from .report import race_figure as figure
 
-        try:
-            result = race(device, precision, args.minutes, args.n, args.contestants, args.out and partial(save_json, args.out))
-        except Interrupted:  # a race is not gone on with
-            raise KeyboardInterrupt from None
+        result = race(device, precision, args.minutes, args.n, args.contestants, args.out and partial(save_json, args.out))
     elif args.kind == "scale":
         from .report import scale_figure as figure
         from .scale import scale

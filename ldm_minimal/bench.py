@@ -30,9 +30,9 @@ from .baseline import DiffusersUNet, NoAutoencoder, diffusers_ddim
 from .data import to_float
 from .dit import DiT
 from .pipeline import NETS, LatentDiffusion, build_denoiser
-from .precision import DTYPES
+from .precision import DTYPES, device_name
 from .presets import PRESETS, RunConfig, default_preset
-from .run import device_name, versions
+from .run import versions
 from .sampler import SOLVERS
 from .train import TrainConfig, TrainState, train
 from .unet import UNet

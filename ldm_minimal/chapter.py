@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from . import __version__, data, plot
-from .precision import autocast, pick_device, pick_precision
+from .precision import autocast, device_name, pick_device, pick_precision
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,8 @@ def start() -> Budget:
     precision, _ = pick_precision(device)
     train, test = data.load(split="train"), data.load(split="test")
     fast = os.environ.get("LDM_FAST", "0") not in ("", "0")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"versions   ldm_minimal {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    print(f"device     {name}, networks in {precision}")
+    print(f"device     {device_name(device)}, networks in {precision}")
     if device.type == "cpu" and "google.colab" in sys.modules:
         print("           a GPU trains longer and better: Runtime > Change runtime type > T4 GPU, then run all again")
     print(f"data       {len(train):,} + {len(test):,} images of Fashion-MNIST")

@@ -3,8 +3,8 @@
 60,000 + 10,000 images of 28 x 28 fit into 55 MB, so there is no loader, no worker and no queue: a batch is an index.
 The network sees x / 127.5 - 1 in [-1, 1]; to_uint8 is its inverse and rounds.
 
-The four files are looked for in this order: the folder $LDM_DATA; data/ in the project; the system's
-/usr/share/datasets; torchvision's download. Where there is none, the subset that ships with the package does:
+The four files are looked for in the folder $LDM_DATA alone, if it is set; else in this order: data/ in the project; the
+system's /usr/share/datasets; torchvision's download. Where there is none, the subset that ships with the package does:
 10,000 + 2,000 images of Fashion-MNIST (the first 1,000 and 200 of each class), 4,000 + 1,000 of MNIST. Every file's
 checksum is verified.
 """
@@ -44,7 +44,12 @@ CONTENTS = {
         "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
-    "mnist": {},  # MNIST's files are checked by torchvision's MD5 sums
+    "mnist": {
+        "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
 }
 SUBSETS = {
     "fashion-mnist": {
@@ -73,7 +78,6 @@ class Dataset:
     images: Tensor
     labels: Tensor
     name: str
-    split: str
     source: str  # where it was found, in words
     sha256: str  # of the images' bytes
 
@@ -96,7 +100,7 @@ def load(name: str = "fashion-mnist", split: str = "train", download: bool = Tru
         raise DataError(f"{folder} holds {len(image_file)} {split} images of {name} but {len(label_file)} labels: "
                         f"its files come from different copies. Put the {' and '.join(FILES[split])} of one copy there.")
     images = torch.from_numpy(image_file).unsqueeze(1)  # (N, 1, 28, 28)
-    return Dataset(images, torch.from_numpy(label_file).long(), name, split, source,
+    return Dataset(images, torch.from_numpy(label_file).long(), name, source,
                    hashlib.sha256(image_file.tobytes()).hexdigest())
 
 
@@ -156,15 +160,13 @@ def fetch(name: str, folder: Path) -> bool:
 
 def read(path: Path, name: str) -> np.ndarray:
     """One idx file -> array of uint8. DataError names the file if it is truncated, altered or not what it says."""
-    packed, remedy = path.read_bytes(), "Delete it and fetch it again, or point LDM_DATA at a good copy."
+    remedy = "Delete it and fetch it again, or point LDM_DATA at a good copy."
     try:
-        content = gzip.decompress(packed)
+        content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a complete gzip file ({error}). {remedy}") from None
-    known = {CONTENTS[name].get(path.name), SUBSETS[name].get(path.name)}
-    if hashlib.sha256(content).hexdigest() not in known:
-        if hashlib.md5(packed).hexdigest() != dict(SOURCES[name].resources)[path.name]:
-            raise DataError(f"{path} is not the {name} file of that name: its checksum does not fit. {remedy}")
+    if hashlib.sha256(content).hexdigest() not in (CONTENTS[name].get(path.name), SUBSETS[name].get(path.name)):
+        raise DataError(f"{path} is not the {name} file of that name: its checksum does not fit. {remedy}")
     rank = content[3]
     shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()

@@ -51,6 +51,13 @@ def compare(features: Tensor, reference: Tensor, equal: Tensor) -> dict[str, flo
     return row | prdc(equal, features)
 
 
+def score(classifier: Classifier, images: Tensor, labels: Tensor, reference: Tensor, equal: Tensor):
+    """(one row: `compare`, and the share of images called what `labels` asks for; features; classes found)."""
+    features, found = classify(classifier, images)
+    row = compare(features, reference, equal)
+    return row | {"class_accuracy": float((found == labels).double().mean())}, features, found
+
+
 def reconstruction_quality(model: LatentDiffusion, images: Tensor) -> tuple[Tensor, dict[str, float]]:
     """(reconstructions, their mean PSNR in dB and SSIM)."""
     rebuilt = reconstruct(model, images)
@@ -100,9 +107,8 @@ def evaluate(model: LatentDiffusion, classifier: Classifier, train: Dataset, tes
     extra_reference = extra_features(test.images) if extra_features else None
     table = {}
     for name, (images, wanted) in sets.items():
-        features, predicted = classify(classifier, images)
-        table[name] = row = compare(features, reference, reference[test_rows])
-        row["class_accuracy"] = float((predicted == wanted).double().mean())
+        row, features, predicted = score(classifier, images, wanted, reference, reference[test_rows])
+        table[name] = row
         if name == "floor":
             floor = features
         else:

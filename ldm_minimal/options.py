@@ -1,7 +1,7 @@
 """Config dataclasses as command-line options: one place for the default, the type, the help text and the flag.
 
-    width: int = option(160, "channels of a token")       in DiTConfig, added with prefix "dit", is
-    --dit-width INT   channels of a token (default: 160)
+    width: int = option(128, "channels of a token")       in DiTConfig, added with prefix "dit", is
+    --dit-width INT   channels of a token (default: 128)
 """
 
 import argparse

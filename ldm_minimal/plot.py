@@ -97,7 +97,8 @@ def log_axis(axis) -> None:
 
 def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=(), log_x=(), x_names: dict[str, str] | None = None,
            alt: str = ""):
-    """One panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y`, `log_x` have logarithmic axes.
+    """One panel per entry: {panel title: {line name: (x, y)}}. Panels named in `log_y`, `log_x` have logarithmic axes,
+    along x with ticks at the points themselves.
 
     x_names: panel title -> what its x axis counts, where it is not steps.
     """
@@ -112,6 +113,7 @@ def curves(panels: dict[str, dict[str, tuple[list, list]]], log_y=(), log_x=(), 
                 log_axis(ax.yaxis)
             if title in log_x:
                 log_axis(ax.xaxis)
+                ax.set_xticks(sorted({value for x, _ in lines.values() for value in x}))
             if len(lines) > 1:
                 beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(lines) > 3 else {}
                 ax.legend(fontsize=8, **beside)

@@ -15,6 +15,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
+    """The device of this name; a GPU that is named by its number also becomes PyTorch's current one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -25,7 +26,14 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device {name!r} is not supported, choose from auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device {name!r} was asked for, but PyTorch sees {count or 'no'} GPU{'s' * (count > 1)} here")
+    if device.type == "cuda" and device.index is not None:  # streams, graphs and synchronize() mean the current GPU
+        torch.cuda.set_device(device)
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """In words, for a run's record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def pick_precision(device: torch.device, wanted: str = "auto") -> tuple[str, str]:

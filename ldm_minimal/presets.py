@@ -38,6 +38,11 @@ class RunConfig:
     classifier_train: TrainConfig = field(default=TrainConfig(lr=2e-3))
     sample: SampleConfig = field(default=SampleConfig())
 
+    @property
+    def trainings(self) -> tuple[TrainConfig, ...]:
+        """Of every stage."""
+        return self.vae_train, self.denoiser_train, self.perceptual_train, self.classifier_train
+
     def __post_init__(self):
         if self.samples < 20:
             raise ValueError(f"samples must be at least 20 to be compared with the data, got {self.samples}")

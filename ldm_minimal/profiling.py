@@ -65,7 +65,8 @@ def profile_steps(call: Call, steps: int, device: torch.device, seconds: float |
     seconds: of a step, where another clock than that of the profiled steps is to count
     """
     gpu = device.type == "cuda"
-    flop = (call(), count_by_kind(call))[1]
+    call()  # with the one that is counted the warm-up
+    flop = count_by_kind(call)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
     with profile(activities=activities, acc_events=True) as record:
         start = time.perf_counter()

@@ -25,12 +25,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 
 from . import data
 from .baseline import DiffusersModel, DiffusersUNet, NoAutoencoder, diffusers_loss
 from .bench import SIDE, describe_machine, size
-from .evaluate import balanced, classify, compare, draw
+from .evaluate import balanced, classify, draw, score
 from .latents import encode_moments
 from .pipeline import WEIGHTS, LatentDiffusion, SampleConfig, build_denoiser, load_classifier
 from .presets import PRESETS, RunConfig, default_preset
@@ -131,13 +130,8 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, contesta
     classifier = load_classifier(WEIGHTS / f"classifier-{config.dataset}.json").to(device)
     reference, some = classify(classifier, test.images)[0], balanced(test.labels, n)
 
-    def score(images: Tensor, labels: Tensor) -> dict:
-        features, found = classify(classifier, images)
-        accuracy = float((found == labels).double().mean())
-        return compare(features, reference, reference[some]) | {"class_accuracy": accuracy}
-
     real = balanced(train.labels, n)
-    result["real images"] = score(train.images[real], train.labels[real])
+    result["real images"], *_ = score(classifier, train.images[real], train.labels[real], reference, reference[some])
     for budget, (name, contestant) in product(sorted(minutes), chosen.items()):
         print(f"\n{name}, {budget:g} minutes", flush=True)
         with TemporaryDirectory() as folder:
@@ -147,6 +141,7 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, contesta
             model, spent = contestant(run, budget), run.minutes
             stages = {stage: run.entries(stage)[-1] for stage in ("vae", "denoiser") if run.entries(stage)}
         images, labels, cost = draw(model, n, sampler)
+        row, *_ = score(classifier, images, labels, reference, reference[some])
         last, parts = stages["denoiser"], [getattr(model, part) for part in ("vae", "denoiser") if hasattr(model, part)]
         seen = last["step"] * config.denoiser_train.batch
         result["rows"].append({
@@ -154,8 +149,8 @@ def race(device: torch.device, precision: str, minutes=(10.0,), n=2000, contesta
             "budget": budget, "minutes": spent, "images_seen": seen, "images_per_second": seen / last["seconds"],
             "sampling_images_per_second": cost["images_per_second"], "sampling_seconds": cost["seconds"],
             "stages": {k: {key: v[key] for key in ("step", "seconds", "loss")} for k, v in stages.items()},
-        } | score(images, labels))
-        print(f"{name}: FD {result['rows'][-1]['fd']:.3f} after {spent:.2f} minutes", flush=True)
+        } | row)
+        print(f"{name}: FD {row['fd']:.3f} after {spent:.2f} minutes", flush=True)
         if keep:
             keep(result)
     print("\n" + as_text(result))

@@ -50,9 +50,7 @@ def race_figure(result: dict):
         x, y = lines.setdefault(row["name"], ([], []))
         x.append(row["budget"]), y.append(row["fd"])
     title = "FD on our classifier's features"
-    figure = curves({title: lines}, log_y=(title,), log_x=(title,), x_names={title: "budget of training, minutes"})
-    figure.axes[0].set_xticks(sorted({row["budget"] for row in result["rows"]}))
-    return figure
+    return curves({title: lines}, log_y=(title,), log_x=(title,), x_names={title: "budget of training, minutes"})
 
 
 def scale_figure(result: dict):
@@ -64,10 +62,7 @@ def scale_figure(result: dict):
             line = panels.setdefault(title, {}).setdefault(row["space"], ([], []))
             line[0].append(row[x]), line[1].append(row[y])
     names = {"images/s": "batch", "ms an image": "first channels", "ms an image, by size": "pixels a side"}
-    figure = curves(panels, log_y=tuple(panels), log_x=tuple(panels), x_names=names)
-    for ax, x in zip(figure.axes, ("batch", "width", "side")):
-        ax.set_xticks(sorted({row[x] for row in result[x]}))
-    return figure
+    return curves(panels, log_y=tuple(panels), log_x=tuple(panels), x_names=names)
 
 
 def filmstrip(model: LatentDiffusion, config: SampleConfig, weak: LatentDiffusion | None = None):
@@ -94,6 +89,9 @@ def summary(result: dict, folder: Path) -> str:
     counts, quality = result["classes_found"], result["reconstruction"]
     rarest = min(counts, key=counts.get)
     minutes = sum(stage["seconds"] for stage in result["training"].values()) / 60
+    changed = {key: value for key, value in result["sampler"].items()
+               if key not in ("guidance", "seed") and value != getattr(SampleConfig, key)}
+    flags = "".join(f" --{key} {' '.join(map(str, value)) if key == 'interval' else value}" for key, value in changed.items())
     weak = f" --weak {shlex.quote(str(folder / result['weak']))}" if result["weak"] else ""
     return "\n".join([
         as_table(result),
@@ -108,5 +106,5 @@ def summary(result: dict, folder: Path) -> str:
         "(far below 1 would mean copying).",
         f"Training took {minutes:.1f} minutes. Everything is in {folder}.",
         f"Draw more of them: python -m ldm_minimal sample --model {shlex.quote(str(folder))}{weak} "
-        f"--guidance {result['sampler']['guidance']:g}",
+        f"--guidance {result['sampler']['guidance']:g}{flags}",
     ])

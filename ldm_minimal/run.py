@@ -40,7 +40,7 @@ from .perceptual import FeatureNet, PerceptualVAE
 from .pipeline import (
     NETS, WEIGHTS, LatentDiffusion, build_denoiser, check_sha256, config_from, load_classifier, load_weights,
 )
-from .precision import autocast
+from .precision import autocast, device_name
 from .presets import RunConfig
 from .train import Meter, TrainConfig, TrainState, compile_or_not, train
 from .vae import VAE, VAEConfig
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
     return {"ldm_minimal": __version__, "python": platform.python_version(), "torch": torch.__version__}
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C or a termination signal, seen between two steps; the state has been written."""
 
 
@@ -135,7 +135,7 @@ class Run:
         config = self.config
         if config.vae_loss.decoder_only and not vae_from:
             raise ValueError("decoder_only leaves the encoder as it is: name a trained one with --vae-from")
-        for part in (config.vae_train, config.denoiser_train, config.perceptual_train, config.classifier_train):
+        for part in config.trainings:
             data.batch_index(0, part.batch, len(self.images), config.seed)
         vae = load_vae(vae_from) if vae_from else build_vae(config.vae)
         denoiser = build_denoiser(self.network(vae, denoiser_from), config.denoiser)
@@ -181,9 +181,10 @@ class Run:
 
     def forget_after(self, stage: str, step: int) -> None:
         """Drop log lines of steps that will be taken again."""
-        keep = [e for s in STAGES for e in self.entries(s) if s != stage or e["step"] <= step]
-        if (self.folder / "log.jsonl").is_file():
-            with atomic(self.folder / "log.jsonl") as part:
+        path = self.folder / "log.jsonl"
+        if path.is_file():
+            keep = [e for s in STAGES for e in self.entries(s) if s != stage or e["step"] <= step]
+            with atomic(path) as part:
                 part.write_text("".join(json.dumps(e) + "\n" for e in keep), encoding="utf-8")
 
     # -- one stage ----------------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ class Run:
             shape = (config.denoiser_train.batch // parallel.place()[1], *moments.shape[2:])
             zt, y = torch.zeros(shape, device=self.device), labels.new_zeros(shape[0])
             with autocast(self.device, self.precision):
-                said = compile_or_not(denoiser.to(self.device).net, zt, zt[:, 0, 0, 0], y)
+                said = compile_or_not(denoiser.to(self.device).net, zt, zt.new_zeros(len(zt)), y)
             print(f"denoiser   {said}", flush=True)
 
         def packed(denoiser, steps: int, seconds: float) -> LatentDiffusion:
@@ -419,12 +420,6 @@ class Run:
             curves = report.training_curves({stage: self.entries(stage) for stage in STAGES})
             report.save_figure(curves, self.folder / "curves.png")
         return self.measure(model, weak)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def load_vae(path) -> VAE:

@@ -6,8 +6,8 @@ r"""How the cost of a training step grows: with the batch, with the width, with 
 
 Protocol: that of bench.py: the package's own training step, medians of rows that take turns within a table, FLOP as
 counted, memory as held. The data are random numbers of the right shape: the work does not depend on the content. A
-bigger image gets a smaller batch (as many positions in all as 4 x 28 x 28-latent batches would have at most), so look
-at the cost of one image. The network is the same at every size, though one would give it more resolutions for bigger
+bigger image gets a smaller batch (at most as many positions in all as four of the preset's batches of 28 x 28 images
+have), so look at the cost of one image. The network is the same at every size, though one would give it more resolutions for bigger
 images: its attention then sees N = (side / 2)^2 positions and costs N^2. Left out: the VAE's own steps.
 
 The exponent k of cost ~ pixels^k is the slope of a straight line through the logarithms: 1 where each pixel costs the

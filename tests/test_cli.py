@@ -21,6 +21,7 @@ from ldm_minimal.__main__ import latest_unfinished, main
 from ldm_minimal.checkpoint import load_into, load_json, load_tensors, save_json, save_tensors
 from ldm_minimal.perceptual import FeatureNet
 from ldm_minimal.plot import as_gray, image_grid
+from ldm_minimal.report import summary
 
 from conftest import SUBSET
 
@@ -68,6 +69,14 @@ def test_the_metrics_hold_the_whole_protocol(tiny_run):
     assert sum(metrics["classes_found"].values()) == metrics["n"] == 60
     assert 5 < metrics["reconstruction"]["psnr_db"] < 40 and 0 < metrics["reconstruction"]["ssim"] < 1
     assert metrics["sampling"]["evaluations_per_image"] == 4 and metrics["memorisation"] > 0
+
+
+def test_the_last_line_says_how_to_draw_as_the_run_did(tiny_run):
+    metrics = load_json(tiny_run / "metrics.json")
+    metrics["sampler"] |= {"solver": "ddim", "interval": (0.2, 0.8)}
+    _, model, weak, *sampler = summary(metrics, tiny_run).splitlines()[-1].split(" --")
+    assert model.startswith("model") and weak.endswith("weak.json")
+    assert sorted(sampler) == ["guidance 1.5", "interval 0.2 0.8", "solver ddim", "steps 4"], "what is not the default, and no seed"
 
 
 def test_what_a_run_leaves_is_the_average_and_not_the_last_weights(tiny_run):
@@ -166,7 +175,7 @@ def test_resume_refuses_changed_options_and_changed_data(tiny_run, tmp_path, cap
 
 def test_resume_refuses_another_stage_and_other_starts_and_a_precision_that_this_machine_lacks(tiny_run, tmp_path, capsys, monkeypatch):
     fails(capsys, ["train", "vae", "--resume", "--out", tiny_run], 2, "keeps its options", "the run trains all")
-    fails(capsys, ["train", "--resume", "--vae-from", tiny_run, "--denoiser-from", tiny_run, "--out", tiny_run], 2, "vae_from, denoiser_from")
+    fails(capsys, ["train", "--resume", "--vae-from", tiny_run, "--denoiser-from", tiny_run, "--out", tiny_run], 2, "--vae-from, --denoiser-from")
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
     save_json(copy / "config.json", load_json(copy / "config.json") | {"precision": "fp16"})
     fails(capsys, ["train", "--resume", "--device", "cpu", "--out", copy], 2, "fp16 needs a GPU")
@@ -188,8 +197,11 @@ def test_two_processes_do_not_train_in_one_folder(tiny_run, tmp_path, capsys):
 
 def test_a_denoiser_is_not_trained_on_an_autoencoder_of_other_images_or_with_its_options_ignored(tiny_run, tmp_path, capsys, monkeypatch):
     out = ["--out", tmp_path / "run"]
-    fails(capsys, [*TINY, "denoiser", "--vae-latent-channels", "8", *out], 2, "stays as it is", "vae.latent_channels")
-    fails(capsys, [*TINY, "--vae-from", tiny_run, "--vae-channels", "8", "16", *out], 2, "stays as it is", "vae.channels")
+    fails(capsys, [*TINY, "denoiser", "--vae-latent-channels", "8", *out], 2, "stays as it is", "--vae-latent-channels")
+    fails(capsys, [*TINY, "--vae-from", tiny_run, "--vae-channels", "8", "16", *out], 2, "stays as it is", "--vae-channels")
+    fails(capsys, [*TINY, "vae", "--vae-from", tiny_run, "--vae-channels", "8", "16", *out], 2, "stays as it is", "--vae-channels")
+    fails(capsys, [*TINY, "classifier", "--vae-from", tiny_run, *out], 2, "stage classifier has no use", "--vae-from")
+    fails(capsys, [*TINY, "vae", "--denoiser-from", tiny_run, *out], 2, "stage vae has no use", "--denoiser-from")
     monkeypatch.setenv("LDM_DATA", str(run_module.data.ASSETS / "mnist-subset"))
     fails(capsys, [*TINY, "denoiser", "--dataset", "mnist", *out], 2, "knows no mnist", "--vae-from")
     assert not (tmp_path / "run").exists()

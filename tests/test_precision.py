@@ -18,6 +18,7 @@ def gpu(monkeypatch):
     def show(capability):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a, **k: capability)
 
@@ -96,9 +97,12 @@ def test_a_device_that_no_one_knows_is_refused(name):
     assert repr(name) in str(error.value) and "cuda" in str(error.value)
 
 
-def test_the_device_is_the_gpu_where_there_is_one(gpu):
+def test_the_device_is_the_gpu_where_there_is_one_and_a_named_one_becomes_the_current_one(gpu, monkeypatch):
     gpu((9, 0))
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert pick_device() == CUDA and pick_device("cuda:1") == torch.device("cuda:1") and pick_device("cpu") == CPU
+    assert current == [torch.device("cuda:1")], "CUDA's streams and graphs belong to the current GPU"
 
 
 def test_the_device_is_the_cpu_where_there_is_no_gpu(no_gpu):
