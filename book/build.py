@@ -94,14 +94,14 @@ def results_table() -> str:
 
 def results_cost() -> str:
     metrics = measured()
-    rows = ["| model | samples | images/s | calls of a network an image | PSNR of reconstructions | SSIM | memorization ratio | machine |",
-            "|---|---|---|---|---|---|---|---|"]
+    rows = ["| model | samples | images/s | calls of a network an image | PSNR of reconstructions | SSIM | memorization ratio |",
+            "|---|---|---|---|---|---|---|"]
     for key, name in MODELS.items():
         m = metrics[key]
         rows.append(f"| {name} | {m['n']:,} | {m['sampling']['images_per_second']:.0f} | {m['sampling']['forward_passes_per_image_at_most']} | "
-                    f"{m['reconstruction']['psnr_db']:.2f} dB | {m['reconstruction']['ssim']:.3f} | {m['memorisation']:.2f} | "
-                    f"{m['device']}, {m['precision']} |")
-    return "\n".join(rows)
+                    f"{m['reconstruction']['psnr_db']:.2f} dB | {m['reconstruction']['ssim']:.3f} | {m['memorisation']:.2f} |")
+    machines = sorted({f"{metrics[key]['device']}, {metrics[key]['precision']}" for key in MODELS})
+    return "\n".join(rows) + f"\n\nDrawn on: {'; '.join(machines)}."
 
 
 def results_classes() -> str:
