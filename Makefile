@@ -26,9 +26,10 @@ $(VENV)/ready-book: book/requirements.txt $(VENV)/ready
 train: setup  ## train a complete latent diffusion model (ten minutes on two CPU cores)
 	$(BIN)/python -m ldm_minimal train $(ARGS)
 
+# A cell may take ten minutes: a slow machine is no error. The times stored in the chapters are held to two (test_notebooks).
 test: setup $(VENV)/ready-book  ## run every test, and a sample of the mutants
 	$(BIN)/python -m pytest $(ARGS)
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 	$(BIN)/python tests/mutants.py --sample 6
 
 mutants: setup  ## put each known bug into a copy, and see that the tests find it

@@ -114,6 +114,7 @@ MUTANTS = [
     ("metrics.py", "kxx.sum() - kxx.trace() + kyy.sum() - kyy.trace()", "kxx.sum() + kyy.sum()", "test_metrics.py"),  # a biased KID
     ("metrics.py", "kthvalue(k + 1, dim=1)", "kthvalue(k, dim=1)", "test_metrics.py"),  # counts a point as its own neighbour
     ("metrics.py", "a.double() / 255, b.double() / 255", "a.double() / 256, b.double() / 255", "test_metrics.py"),
+    ("precision.py", "torch.cuda.set_device(device)", "pass", "test_precision.py"),  # graphs are recorded on another GPU
     ("precision.py", 'if capability >= (8, 0) else', 'if torch.cuda.is_bf16_supported() else', "test_precision.py"),
 ]
 

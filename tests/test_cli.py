@@ -382,6 +382,13 @@ def test_evaluate_writes_the_table(tiny_run, tmp_path, capsys):
     assert "ceiling" in shown and "30 images of each kind against the 2000 test images" in shown and load_json(tmp_path / "m.json")["n"] == 30
 
 
+def test_evaluate_says_how_to_get_a_classifier_where_none_ships(tiny_run, tmp_path, capsys, monkeypatch):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    save_json(copy / "model.json", load_json(copy / "model.json") | {"dataset": "mnist"})
+    monkeypatch.setenv("LDM_DATA", str(run_module.data.ASSETS / "mnist-subset"))
+    fails(capsys, ["evaluate", "--model", copy, "--n", "30", "--out", tmp_path / "m.json"], 1, "knows mnist", "train classifier --dataset mnist")
+
+
 @pytest.mark.parametrize("kind", ["race", "scale"])
 def test_a_table_is_not_written_where_its_picture_goes(tmp_path, capsys, kind):
     fails(capsys, ["bench", kind, "--out", tmp_path / "race.png"], 2, "--out names the JSON")
