@@ -96,12 +96,14 @@ def results_cost() -> str:
     metrics = measured()
     rows = ["| model | samples | images/s | calls of a network an image | PSNR of reconstructions | SSIM | memorization ratio |",
             "|---|---|---|---|---|---|---|"]
+    machines: dict[str, list[str]] = {}
     for key, name in MODELS.items():
         m = metrics[key]
+        machines.setdefault(f"{m['device']}, {m['precision']}", []).append(name)
         rows.append(f"| {name} | {m['n']:,} | {m['sampling']['images_per_second']:.0f} | {m['sampling']['forward_passes_per_image_at_most']} | "
                     f"{m['reconstruction']['psnr_db']:.2f} dB | {m['reconstruction']['ssim']:.3f} | {m['memorisation']:.2f} |")
-    machines = sorted({f"{metrics[key]['device']}, {metrics[key]['precision']}" for key in MODELS})
-    return "\n".join(rows) + f"\n\nDrawn on: {'; '.join(machines)}."
+    drawn = " and ".join(f"{machine} ({'; '.join(names)})" for machine, names in machines.items())
+    return "\n".join(rows) + f"\n\nDrawn on: {drawn}."
 
 
 def results_classes() -> str:
