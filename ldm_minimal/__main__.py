@@ -16,7 +16,7 @@ import torch
 from . import __version__, data, parallel, plot
 from .checkpoint import CheckpointError, atomic, load_json, save_json
 from .evaluate import as_table, balanced, draw, evaluate, reconstruction_quality
-from .options import add_options, chosen
+from .options import add_options, chosen, flag
 from .pipeline import SHIPPED, WEIGHTS, LatentDiffusion, SampleConfig, load_classifier
 from .precision import PRECISIONS, device_name, pick_device, pick_precision
 from .presets import PRESETS, SECTIONS, default_preset, read_config
@@ -170,11 +170,6 @@ def positive(n: int, name: str = "n") -> int:
     return n
 
 
-def flag(name: str) -> str:
-    """An argument's name as it is typed: vae.latent_channels -> --vae-latent-channels."""
-    return "--" + name.lstrip(".").replace(".", "-").replace("_", "-")
-
-
 def free_folder(dataset: str, preset: str) -> Path:
     """runs/DATASET-PRESET, or with the next number behind it: nothing is ever overwritten."""
     folder, number = Path("runs") / f"{dataset}-{preset}", 1
@@ -316,10 +311,11 @@ def run_evaluate(args) -> int:
     train, test = (data.load(model.dataset, split) for split in ("train", "test"))
     model_at = Path(args.model)
     own = (model_at.parent if model_at.is_file() else model_at) / f"classifier-{model.dataset}.json"
-    if not own.is_file() and not (WEIGHTS / own.name).is_file():
+    judge = next((path for path in (own, WEIGHTS / own.name) if path.is_file()), None)
+    if judge is None:
         raise CheckpointError(f"none of the classifiers that ship knows {model.dataset}: run `train classifier --dataset {model.dataset}`, "
                               f"and put {own.name} and the .safetensors of that name beside the model")
-    classifier = load_classifier(own if own.is_file() else WEIGHTS / own.name).to(model.device)
+    classifier = load_classifier(judge).to(model.device)
     n, seeds = min(positive(args.n), len(test)), positive(args.seeds, "seeds")
     with bar(n * seeds, "samples", "image") as progress:
         result = evaluate(model, classifier, train, test, n, config, extra, progress.update, seeds, weak)

@@ -39,9 +39,14 @@ def add_options(parser: argparse.ArgumentParser, config, prefix: str = "", title
             if reader["choices"] is None:
                 reader["metavar"] = reader["type"].__name__.upper()
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        name = "-".join(filter(None, [prefix, item.name.replace("_", "-")]))
-        group.add_argument(f"--{name}", dest=f"{prefix}.{item.name}", default=argparse.SUPPRESS,
+        name = f"{prefix}.{item.name}"
+        group.add_argument(flag(name), dest=name, default=argparse.SUPPRESS,
                            help=f"{item.metadata['help']} (default: {shown})", **reader)
+
+
+def flag(name: str) -> str:
+    """An argument's name as it is typed: vae.latent_channels -> --vae-latent-channels, .seed -> --seed."""
+    return "--" + name.lstrip(".").replace(".", "-").replace("_", "-")
 
 
 def chosen(config, args: argparse.Namespace, prefix: str = ""):
